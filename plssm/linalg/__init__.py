@@ -1,0 +1,7 @@
+"""Linear algebra of long, narrow, symmetric positive definite systems."""
+
+from __future__ import annotations
+
+from plssm.linalg.block_tridiagonal import ChainFactor, factor
+
+__all__ = ["ChainFactor", "factor"]
