@@ -1,0 +1,98 @@
+"""How a fit converged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from plssm.errors import PlssmError
+from plssm.plot.canvas import INK, MODEL, panels, shared_labels
+
+__all__ = ["convergence"]
+
+
+def convergence(history: Any, *, title: str = "Convergence", ax: Axes | None = None) -> Figure:
+    """Draw the evidence, and the joint beside it, over iterations, with the stages named.
+
+    Args:
+        history: DataFrame with columns `iteration` and `evidence` (nats), and optionally `stage`,
+            `joint`, `restart` and `selected`; rows in the order they were computed. The selected
+            restart (the first, where none is) stands out.
+        title: Title.
+        ax: Axes to draw in; default a new figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        PlssmError: There are no rows, or `evidence` is missing.
+    """
+    if "evidence" not in history or len(history) == 0:
+        raise PlssmError(
+            f"plot.convergence: got columns {list(history.columns)} and {len(history)} rows, "
+            "wanted a column evidence and at least one row"
+        )
+    figure, (axis,) = panels(1, ax, title=title, row_height=2.8)
+    restarts = [history]
+    if "restart" in history:
+        restarts = [rows for _, rows in history.groupby("restart", sort=False)]
+    best = max(range(len(restarts)), key=lambda k: _chosen(restarts[k]))
+    for k, rows in enumerate(restarts):
+        _lines(axis, rows, best=k == best)
+    _mark_stages(axis, restarts[best])
+    axis.set_ylabel("log evidence (nats)" if "joint" not in history else "nats")
+    axis.ticklabel_format(axis="y", useOffset=False)
+    shared_labels([axis], "iteration")
+    return figure
+
+
+def _chosen(rows: Any) -> bool:
+    """Say whether these rows are of the selected restart."""
+    return "selected" in rows and bool(rows["selected"].any())
+
+
+def _lines(axis: Axes, rows: Any, *, best: bool) -> None:
+    """Draw the lines of one restart over its own iterations."""
+    iteration = np.arange(1, len(rows) + 1)
+    alpha = 1.0 if best else 0.25
+    marker = "o" if len(rows) <= 30 else None
+    for column, color, style in (("joint", INK, "--"), ("evidence", MODEL, "-")):
+        if column in rows:
+            values = rows[column].to_numpy(dtype=np.float64)
+            axis.plot(
+                iteration,
+                values,
+                color=color,
+                linestyle=style,
+                linewidth=1.3,
+                alpha=alpha,
+                marker=marker,
+                markersize=2.5,
+                label=column if best else None,
+            )
+
+
+def _mark_stages(axis: Axes, rows: Any) -> None:
+    """Draw a line where a new stage begins and write its name."""
+    if "stage" not in rows:
+        return
+    stages = rows["stage"].to_numpy()
+    low, high = axis.get_ylim()
+    axis.set_ylim(low - 0.15 * (high - low), high)
+    begins = [0, *(np.flatnonzero(stages[1:] != stages[:-1]) + 1)]
+    for k, begin in enumerate(begins):
+        if begin:
+            axis.axvline(begin + 0.5, color="0.7", linewidth=0.8, linestyle=":")
+        axis.text(
+            begin + 0.6,
+            0.02 + 0.07 * (k % 2),
+            str(stages[begin]),
+            fontsize=8,
+            color="0.35",
+            transform=axis.get_xaxis_transform(),
+            ha="left",
+            va="bottom",
+        )
