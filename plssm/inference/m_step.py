@@ -1,0 +1,295 @@
+"""Closed-form M-step of EM: coefficients, noise and initial state from expected statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from plssm.data import Batch
+from plssm.dynamics.base import LatentDynamics, PiecewiseLinear
+from plssm.dynamics.noise import Noise
+from plssm.kernels.chain_statistics import chain_statistics
+from plssm.model import StateSpaceModel
+from plssm.posterior import GaussianChain
+
+__all__ = [
+    "TransitionStatistics",
+    "transition_statistics",
+    "pool_trial_means",
+    "update_coefficients",
+    "update_initial",
+    "update_observations",
+    "update_process_noise",
+]
+
+
+@dataclass(frozen=True)
+class TransitionStatistics:
+    r"""Expected sums over trials and steps t = 2..T, with y = [z; relu(G z + g); 1; s].
+
+    Args:
+        regressors: :math:`\sum E[y_{t-1} y_{t-1}^\top]`, ``[R, R]``.
+        targets: :math:`\sum E[z_t y_{t-1}^\top]`, ``[M, R]``.
+        squares: :math:`\sum E[z_t z_t^\top]`, ``[M, M]``.
+        count: Number of transitions.
+    """
+
+    regressors: np.ndarray
+    targets: np.ndarray
+    squares: np.ndarray
+    count: int
+
+    def residual(self, theta: np.ndarray) -> np.ndarray:
+        r"""Expected sum of squared residuals :math:`\sum E[e_t e_t^\top]`, ``[M, M]``."""
+        crossed = theta @ self.targets.T
+        return self.squares - crossed - crossed.T + theta @ self.regressors @ theta.T
+
+
+def _zeroed(blocks: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(torch.nan_to_num(blocks).numpy())
+
+
+def transition_statistics(
+    dynamics: PiecewiseLinear, posterior: GaussianChain, batch: Batch
+) -> TransitionStatistics:
+    """Expected statistics of all transitions under a Gaussian chain, exact for hinges.
+
+    Args:
+        dynamics: Latent dynamics with a ReLU form.
+        posterior: Posterior of the batch.
+        batch: The trials (for the inputs).
+    """
+    form = dynamics.relu_form()
+    gated = form.outer.shape[1] > 0
+    general = gated and not form.identity_gates
+    inputs = batch.inputs.numpy() if batch.inputs is not None and dynamics.n_inputs else None
+    sums = chain_statistics(
+        _zeroed(posterior.mean),
+        _zeroed(posterior.covariance()),
+        _zeroed(posterior.cross_covariance()),
+        inputs,
+        posterior.length.numpy(),
+        inner=form.inner if general else None,
+        offset=form.offset if general else None,
+        gates=gated,
+        threads=torch.get_num_threads(),
+    )
+    return TransitionStatistics(*sums[:3], int(sums[3]))
+
+
+def update_coefficients(
+    dynamics: PiecewiseLinear,
+    statistics: TransitionStatistics,
+    posterior: GaussianChain,
+    batch: Batch,
+    trial_means: np.ndarray | None = None,
+) -> None:
+    r"""Maximise the expected log density of the transitions over the free coefficients.
+
+    .. math:: z_t = \theta\, [z_{t-1}; \mathrm{relu}(G z_{t-1} + g); 1; s_t] + \varepsilon_t
+
+    Each row is a least-squares problem of its own when the process noise is diagonal; with full
+    noise and rows that differ in their free entries all rows are solved together. Frozen entries
+    stay on the known side, quadratic priors (manifold-attractor regularisation) are included.
+
+    Args:
+        dynamics: Dynamics with closed-form coefficients; changed in place.
+        statistics: Expected sums.
+        posterior: Posterior of the batch (first states, for inputs that act at the start).
+        batch: The trials.
+        trial_means: Mean of z_1 of each trial, for ``initial="tied"``.
+    """
+    theta, free = (np.asarray(c.detach()) for c in dynamics.coefficients())
+    if not free.any():
+        return
+    terms = [_Quadratic.of(dynamics.noise, statistics.regressors, statistics.targets)]
+    if dynamics.input_at_start and dynamics.n_inputs:
+        terms.append(_start_term(dynamics, posterior, batch, theta.shape[1], trial_means))
+    prior = dynamics.prior()
+    weight, target = (
+        (np.zeros_like(theta), theta)
+        if prior is None
+        else (np.asarray(p.detach()) for p in prior)
+    )
+    coupled = any(np.any(t.precision != np.diag(np.diag(t.precision))) for t in terms)
+    solve = _solve_jointly if coupled else _solve_rows
+    theta = solve(theta, free, terms, weight, target)
+    if np.isfinite(theta).all():
+        dynamics.assign_coefficients(torch.from_numpy(theta))
+
+
+@dataclass(frozen=True)
+class _Quadratic:
+    r"""One term :math:`-\tfrac12 \mathrm{tr}\,P(\theta R \theta^\top - 2 T \theta^\top)`."""
+
+    precision: np.ndarray
+    regressors: np.ndarray
+    targets: np.ndarray
+
+    @classmethod
+    def of(cls, noise: Noise, regressors: np.ndarray, targets: np.ndarray) -> _Quadratic:
+        return cls(noise.precision.detach().numpy(), regressors, targets)
+
+
+def _start_term(
+    dynamics: PiecewiseLinear,
+    posterior: GaussianChain,
+    batch: Batch,
+    width: int,
+    trial_means: np.ndarray | None,
+) -> _Quadratic:
+    """z_1 = mu0 + C s_1 + noise tells about C, too, when inputs act at the start."""
+    k = dynamics.n_inputs
+    s = batch.inputs[:, 0].numpy()
+    shared = trial_means is None
+    mean = dynamics.initial.mean.detach().numpy() if shared else trial_means
+    first = posterior.mean[:, 0].numpy() - mean
+    regressors, targets = np.zeros((width, width)), np.zeros((dynamics.dim, width))
+    regressors[-k:, -k:] = s.T @ s
+    targets[:, -k:] = first.T @ s
+    noise = dynamics.initial.noise if shared else dynamics.noise
+    return _Quadratic.of(noise, regressors, targets)
+
+
+def _solve_rows(
+    theta: np.ndarray,
+    free: np.ndarray,
+    terms: list[_Quadratic],
+    weight: np.ndarray,
+    target: np.ndarray,
+) -> np.ndarray:
+    solved = theta.copy()
+    for i, keep in enumerate(free):
+        if not keep.any():
+            continue
+        system = sum(t.precision[i, i] * t.regressors for t in terms) + np.diag(weight[i])
+        right = sum(t.precision[i, i] * t.targets[i] for t in terms) + weight[i] * target[i]
+        known = system[np.ix_(keep, ~keep)] @ theta[i, ~keep]
+        solved[i, keep] = _least_squares(system[np.ix_(keep, keep)], right[keep] - known)
+    return solved
+
+
+def _solve_jointly(
+    theta: np.ndarray,
+    free: np.ndarray,
+    terms: list[_Quadratic],
+    weight: np.ndarray,
+    target: np.ndarray,
+) -> np.ndarray:
+    """Rows coupled through a full noise precision, solved as one linear system."""
+    rows, columns = np.nonzero(free)
+    known = np.where(free, 0.0, theta)
+    system = np.diag(weight[rows, columns])
+    right = (weight * target)[rows, columns]
+    for t in terms:
+        system += t.precision[np.ix_(rows, rows)] * t.regressors[np.ix_(columns, columns)]
+        right = right + (t.precision @ (t.targets - known @ t.regressors))[rows, columns]
+    solved = theta.copy()
+    solved[rows, columns] = _least_squares(system, right)
+    return solved
+
+
+def _least_squares(system: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solve a symmetric positive (semi-)definite system, minimum norm where it is singular."""
+    scale = 1.0 / np.sqrt(np.maximum(np.diag(system), 1e-300))
+    scaled = system * scale[:, None] * scale[None, :]
+    return scale * np.linalg.lstsq(scaled, scale * right, rcond=1e-13)[0]
+
+
+def update_process_noise(
+    dynamics: PiecewiseLinear,
+    statistics: TransitionStatistics,
+    posterior: GaussianChain,
+    batch: Batch,
+    trial_means: np.ndarray | None,
+    floor: float,
+) -> None:
+    """Set the process noise to the mean squared residual (pooled with z_1 when tied).
+
+    Args:
+        dynamics: Dynamics whose coefficients are up to date; changed in place.
+        statistics: Expected sums.
+        posterior: Posterior of the batch.
+        batch: The trials.
+        trial_means: Mean of z_1 of each trial, for ``initial="tied"``.
+        floor: Smallest variance.
+    """
+    theta = np.asarray(dynamics.coefficients()[0].detach())
+    total, count = statistics.residual(theta), statistics.count
+    if trial_means is not None:
+        first = _undriven_start(dynamics, posterior, batch)
+        total = total + _scatter(posterior, first - trial_means).sum(0)
+        count += len(first)
+    if count:
+        dynamics.noise.assign_moment(torch.from_numpy(total / count), floor)
+
+
+def _undriven_start(
+    dynamics: LatentDynamics, posterior: GaussianChain, batch: Batch
+) -> np.ndarray:
+    """Mean of z_1 of each trial without what the first input adds to it, ``[B, M]``."""
+    first = posterior.mean[:, 0].numpy()
+    if dynamics.input_at_start and dynamics.n_inputs:
+        first = first - batch.inputs[:, 0].numpy() @ dynamics.C.detach().numpy().T
+    return first
+
+
+def _scatter(posterior: GaussianChain, centred: np.ndarray) -> np.ndarray:
+    """E[(z_1 - m)(z_1 - m)'] of each trial for ``centred = E[z_1] - m``, ``[B, M, M]``."""
+    return posterior.covariance()[:, 0].numpy() + centred[:, :, None] * centred[:, None, :]
+
+
+def update_initial(
+    dynamics: LatentDynamics, posterior: GaussianChain, batch: Batch, floor: float
+) -> np.ndarray | None:
+    r"""Set the distribution of z_1.
+
+    Shared: :math:`\mu_0` is the mean over trials, :math:`\Sigma_0` the mean scatter around it,
+    kept as it is with fewer than 2M trials (it would collapse). Tied: one mean per trial; the
+    shared mean, for new trials, is their average. A frozen mean is that of every trial.
+
+    Args:
+        dynamics: Dynamics; changed in place.
+        posterior: Posterior of the batch.
+        batch: The trials.
+        floor: Smallest variance.
+
+    Returns:
+        Mean of z_1 of each trial ``[B, M]`` when tied, otherwise None.
+    """
+    first = _undriven_start(dynamics, posterior, batch)
+    initial = dynamics.initial
+    if initial.mean.requires_grad:
+        with torch.no_grad():
+            initial.mean.copy_(torch.from_numpy(first.mean(0)))
+    mean = initial.mean.detach().numpy()
+    if initial.kind == "tied":
+        return first.copy() if initial.mean.requires_grad else np.tile(mean, (len(first), 1))
+    if len(first) >= 2 * dynamics.dim and not initial.noise.frozen:
+        scatter = _scatter(posterior, first - mean)
+        initial.noise.assign_moment(torch.from_numpy(scatter.mean(0)), floor)
+    return None
+
+
+def pool_trial_means(dynamics: LatentDynamics, trial_means: np.ndarray) -> None:
+    """End a fit with tied initial means: new trials get their average, with their spread.
+
+    Args:
+        dynamics: Dynamics; changed in place.
+        trial_means: Mean of z_1 of each training trial ``[B, M]``.
+    """
+    centred = trial_means - trial_means.mean(0)
+    spread = centred.T @ centred / len(trial_means)
+    covariance = dynamics.noise.covariance.detach() + torch.from_numpy(spread)
+    dynamics.initial.noise.assign_moment(covariance, 0.0)
+
+
+def update_observations(model: StateSpaceModel, posterior: GaussianChain, batch: Batch) -> None:
+    """Maximise the expected log-likelihood of every modality over its own parameters."""
+    mean = torch.nan_to_num(posterior.mean)
+    covariance = torch.nan_to_num(posterior.covariance())
+    for name, observation in model.observations.items():
+        if any(p.requires_grad for p in observation.parameters()):
+            observation.m_step(batch.modalities[name], mean, covariance)

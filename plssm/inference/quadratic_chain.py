@@ -1,0 +1,95 @@
+"""Chains whose log joint is quadratic once the regions of the map are held fixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from plssm.inference.chain_prior import ChainPrior
+from plssm.kernels.chain import solve_chain
+from plssm.linalg.block_tridiagonal import ChainFactor
+
+__all__ = ["QuadraticTerms", "linear_solve"]
+
+
+@dataclass(frozen=True)
+class QuadraticTerms:
+    r"""Observation terms, expanded to second order in the latent path.
+
+    .. math:: \log p(Y \mid Z) \approx c + \sum_t q_t^\top z_t - \tfrac12 z_t^\top R_t z_t
+
+    Args:
+        constant: c of each trial ``[B]``.
+        score: q ``[B, T, M]``.
+        information: R ``[B | 1, T | 1, M, M]``.
+    """
+
+    constant: np.ndarray
+    score: np.ndarray
+    information: np.ndarray
+
+    def value(self, z: np.ndarray) -> np.ndarray:
+        """Value at paths ``[B, T, M]``, ``[B]``; ``score`` and ``z`` are 0 beyond the end."""
+        return self.constant + ((self.score - 0.5 * self.curved(z)) * z).sum((1, 2))
+
+    def curved(self, z: np.ndarray) -> np.ndarray:
+        """Information times path, R z, ``[B, T, M]``."""
+        if self.information.shape[:2] == (1, 1):
+            return z @ self.information[0, 0]
+        return (self.information @ z[..., None])[..., 0]
+
+    def select(self, trials: np.ndarray) -> QuadraticTerms:
+        """The terms of some of the trials."""
+        shared = self.information.shape[0] == 1
+        return QuadraticTerms(
+            self.constant[trials],
+            self.score[trials],
+            self.information if shared else self.information[trials],
+        )
+
+
+def linear_solve(
+    prior: ChainPrior,
+    terms: QuadraticTerms,
+    slope: np.ndarray,
+    *,
+    pins: np.ndarray | None = None,
+    rho: float = 0.0,
+) -> tuple[np.ndarray, ChainFactor]:
+    """Maximise the chain with hinge slopes held fixed and pinned gates held at 0.
+
+    Args:
+        prior: The latent prior.
+        terms: Quadratic observation terms.
+        slope: Slope of every hinge ``[B, T-1, P]``, between 0 and 1.
+        pins: Gates held at 0 by a penalty, bool ``[B, T-1, P]``.
+        rho: Stiffness of the penalty.
+
+    Returns:
+        The path ``[B, T, M]`` and the factor of its precision.
+    """
+    form = prior.form
+    information, score = terms.information, terms.score
+    if form.outer.shape[1]:
+        jacobian = form.jacobian(slope)
+        offset = form.regional_bias(slope) + prior.drive
+    else:
+        jacobian, offset = form.linear[None, None], form.bias + prior.drive
+    if pins is not None and pins.any():
+        information = np.array(np.broadcast_to(information, (*score.shape, score.shape[-1])))
+        score = score.copy()
+        b, t, p = np.nonzero(pins)
+        normal = form.inner[p]
+        np.add.at(information, (b, t), rho * normal[:, :, None] * normal[:, None, :])
+        np.add.at(score, (b, t), -rho * form.offset[p, None] * normal)
+    return solve_chain(
+        jacobian,
+        offset,
+        prior.precision,
+        prior.initial_mean,
+        prior.initial_precision,
+        information,
+        score,
+        prior.length,
+    )

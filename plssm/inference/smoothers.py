@@ -1,0 +1,58 @@
+"""A posterior for any model, however it was trained."""
+
+from __future__ import annotations
+
+from plssm.data import Dataset
+from plssm.errors import CapabilityError
+from plssm.inference.base import working_copy
+from plssm.inference.filtering import filter_batch
+from plssm.inference.laplace import laplace_posterior
+from plssm.model import StateSpaceModel
+from plssm.posterior import Posterior
+
+__all__ = ["smooth"]
+
+METHODS = ("laplace",)
+
+
+def smooth(
+    model: StateSpaceModel, data: Dataset, method: str = "laplace", causal: bool = False
+) -> Posterior:
+    r"""Posterior of the latent paths given data and fixed parameters.
+
+    Args:
+        model: The model; never changed.
+        data: The trials.
+        method: ``"laplace"``: global Laplace approximation (exact for linear-Gaussian models).
+        causal: Give the filtered marginals :math:`p(z_t | y_{1:t})` of a piecewise-linear
+            extended Kalman filter instead, which use no data from after t.
+
+    Returns:
+        A GaussianChain over whole paths, or the FilteredMarginals of each step.
+
+    Raises:
+        ValueError: If the method is unknown.
+        DataError: If the data do not match the model.
+        CapabilityError: If the dynamics have no ReLU form.
+
+    Example:
+        >>> import plssm as ps
+        >>> model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(3)})
+        >>> ps.smooth(model, model.simulate(10)).mean.shape
+        torch.Size([1, 10, 2])
+    """
+    if method not in METHODS:
+        raise ValueError(f"smooth: method is {method!r}, wanted one of {METHODS}.")
+    model.check(data)
+    work = working_copy(model)
+    batch = data.batch()
+    if causal:
+        return filter_batch(work, batch)
+    result = laplace_posterior(work, batch)
+    if result.failed:
+        raise CapabilityError(
+            f"smooth: the mode search ended {set(result.status)}; the model's curvature is not "
+            "positive definite for these data. Check the parameters for extreme values."
+        )
+    return result.posterior
+

@@ -1,0 +1,181 @@
+"""What is known about the latent path once the data have been seen."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from plssm.linalg.block_tridiagonal import ChainFactor
+
+__all__ = ["EvidenceKind", "FilteredMarginals", "GaussianChain", "Posterior"]
+
+EvidenceKind = Literal["exact", "laplace", "laplace (majorised)", "ekf"]
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+
+
+def _blank(array: np.ndarray, length: np.ndarray, *, last: int = 0) -> np.ndarray:
+    """Copy ``array [B, T, ...]`` with NaN from step ``length - last`` of each trial on."""
+    out = np.array(array, dtype=np.float64)
+    beyond = np.arange(out.shape[1])[None, :] >= (np.asarray(length) - last)[:, None]
+    out[beyond] = np.nan
+    return out
+
+
+class Posterior(ABC):
+    """Distribution of the latent path of every trial, given data and parameters.
+
+    Attributes:
+        mean: Posterior mean ``[B, T, M]``; NaN beyond a trial's end.
+        length: Number of latent steps of each trial ``[B]``.
+        log_evidence: Log marginal likelihood of each trial's data ``[B]``, in nats.
+        evidence_kind: What ``log_evidence`` is: ``"exact"``, ``"laplace"``, ``"ekf"``, ...
+    """
+
+    mean: Tensor
+    length: Tensor
+    log_evidence: Tensor
+    evidence_kind: EvidenceKind
+
+    @abstractmethod
+    def covariance(self) -> Tensor:
+        """Covariance of each latent state, ``[B, T, M, M]``; NaN beyond a trial's end."""
+
+    @abstractmethod
+    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+        """Draw ``n`` latent paths, ``[n, B, T, M]``; NaN beyond a trial's end."""
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        r"""Central pointwise band :math:`m \pm q_{(1+level)/2}\,\sqrt{\mathrm{diag}\,P}`.
+
+        Args:
+            level: Probability inside the band, between 0 and 1.
+
+        Returns:
+            Lower and upper edge, each ``[B, T, M]``.
+
+        Raises:
+            ValueError: If ``level`` is not strictly between 0 and 1.
+        """
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"interval: level must lie between 0 and 1, got {level}.")
+        deviation = torch.diagonal(self.covariance(), dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        half = float(norm.ppf(0.5 + level / 2)) * deviation
+        return self.mean - half, self.mean + half
+
+    def __repr__(self) -> str:
+        trials, steps, dim = self.mean.shape
+        total = float(self.log_evidence.sum())
+        return (
+            f"{type(self).__name__}(trials={trials}, steps={steps}, dim={dim}, "
+            f"log_evidence={total:.4g} [{self.evidence_kind}])"
+        )
+
+
+class GaussianChain(Posterior):
+    r"""Gaussian path whose precision is block-tridiagonal in time.
+
+    .. math:: q(Z) = \mathcal N(Z;\, Z^*, U^{-1}), \qquad U_{st} = 0 \text{ for } |s-t| > 1
+
+    The smoothed posterior of a linear-Gaussian model (where it is exact) and the global Laplace
+    approximation of every other one.
+
+    Args:
+        mean: Posterior mean ``[B, T, M]``.
+        factor: Cholesky factor of the precision.
+        length: Latent steps of each trial ``[B]``.
+        log_evidence: Log evidence of each trial ``[B]``.
+        evidence_kind: What ``log_evidence`` is.
+        status: How the mode search of each trial stopped.
+    """
+
+    def __init__(
+        self,
+        mean: np.ndarray,
+        factor: ChainFactor,
+        *,
+        length: np.ndarray,
+        log_evidence: np.ndarray,
+        evidence_kind: EvidenceKind,
+        status: tuple[str, ...] = (),
+    ) -> None:
+        self._length = np.asarray(length, dtype=np.int64)
+        self.mean = _tensor(_blank(mean, self._length))
+        self.length = torch.from_numpy(self._length.copy())
+        self.log_evidence = _tensor(log_evidence)
+        self.evidence_kind = evidence_kind
+        self.status = status
+        self._factor = factor
+        self._covariances: tuple[np.ndarray, np.ndarray] | None = None
+
+    def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._covariances is None:
+            self._covariances = self._factor.covariances()
+        return self._covariances
+
+    def covariance(self) -> Tensor:
+        """Covariance of each latent state, ``[B, T, M, M]``; NaN beyond a trial's end."""
+        return _tensor(_blank(self._blocks()[0], self._length))
+
+    def cross_covariance(self) -> Tensor:
+        r"""Covariance of neighbours :math:`\mathrm{Cov}(z_t, z_{t+1})`, ``[B, T-1, M, M]``."""
+        return _tensor(_blank(self._blocks()[1], self._length, last=1))
+
+    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+        """Draw ``n`` exact latent paths, ``[n, B, T, M]``; NaN beyond a trial's end."""
+        noise = np.random.default_rng(seed).standard_normal((n, *self.mean.shape))
+        deviation = np.asarray(self._factor.sample(noise))
+        return self.mean[None] + _tensor(deviation)
+
+
+@dataclass(repr=False)
+class FilteredMarginals(Posterior):
+    r"""Causal marginals :math:`p(z_t \mid y_{1:t})` of a Gaussian filter.
+
+    Args:
+        mean: Filtered mean ``[B, T, M]``.
+        filtered_covariance: Filtered covariance ``[B, T, M, M]``.
+        predicted_mean: One-step prediction :math:`E[z_t | y_{1:t-1}]`, ``[B, T, M]``.
+        predicted_covariance: Its covariance ``[B, T, M, M]``.
+        length: Latent steps of each trial ``[B]``.
+        log_evidence: Log evidence of each trial ``[B]``.
+        evidence_kind: ``"exact"`` for a linear-Gaussian model, otherwise ``"ekf"``.
+    """
+
+    mean: Tensor
+    filtered_covariance: Tensor
+    predicted_mean: Tensor
+    predicted_covariance: Tensor
+    length: Tensor
+    log_evidence: Tensor
+    evidence_kind: EvidenceKind = "ekf"
+    status: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "filtered_covariance", "predicted_mean", "predicted_covariance"):
+            setattr(self, name, _tensor(_blank(np.asarray(getattr(self, name)), self.length)))
+        self.length = torch.as_tensor(self.length, dtype=torch.int64)
+        self.log_evidence = torch.as_tensor(self.log_evidence, dtype=torch.float64)
+
+    def covariance(self) -> Tensor:
+        """Filtered covariance of each latent state, ``[B, T, M, M]``."""
+        return self.filtered_covariance
+
+    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+        """Draw ``n`` independent states per step, ``[n, B, T, M]``.
+
+        The filter gives marginals only, so draws of different steps are independent.
+        """
+        noise = _tensor(np.random.default_rng(seed).standard_normal((n, *self.mean.shape)))
+        filled = torch.nan_to_num(self.filtered_covariance)
+        eye = 1e-12 * torch.eye(filled.shape[-1], dtype=filled.dtype)
+        root = torch.linalg.cholesky(filled + eye * (1 + filled.diagonal(dim1=-2, dim2=-1).max()))
+        return self.mean[None] + torch.einsum("btij,nbtj->nbti", root, noise)

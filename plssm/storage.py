@@ -1,0 +1,210 @@
+"""Fits as files: safetensors for numbers, JSON for everything else, never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+
+from plssm._config_capture import class_name, find_class
+from plssm.dynamics.base import LatentDynamics
+from plssm.errors import DataError
+from plssm.metrics.baselines import Baseline
+from plssm.model import StateSpaceModel
+from plssm.observations.base import ObservationModel
+
+if TYPE_CHECKING:
+    from plssm.fit import Fit
+
+__all__ = ["load_fit", "save_fit"]
+
+FORMAT = 1
+TENSORS, STATISTICS, SETTINGS, HISTORY = (
+    "model.safetensors",
+    "baselines.safetensors",
+    "fit.json",
+    "history.csv",
+)
+PACKAGES = ("plssm", "torch", "numpy", "scipy", "numba")
+
+
+def _describe(part: Any) -> dict[str, Any]:
+    frozen = [name for name, p in part.named_parameters() if not p.requires_grad]
+    return {"class": class_name(type(part)), "config": part.config(), "frozen": frozen}
+
+
+def save_fit(fit: Fit, folder: Path) -> Path:
+    """Write a fit; the folder appears whole or not at all.
+
+    Args:
+        fit: The fit.
+        folder: Where to; an earlier fit there is replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: If the folder exists and holds something other than a fit.
+    """
+    if folder.exists() and not (folder / SETTINGS).exists() and any(folder.iterdir()):
+        raise DataError(
+            "the folder holds something other than a fit",
+            got=str(folder),
+            wanted="a new folder or an earlier fit",
+            fix="choose another folder",
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(fit, staging)
+        _swap(staging, folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return folder
+
+
+def _write(fit: Fit, folder: Path) -> None:
+    model = fit.model
+    arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in model.state_dict().items()}
+    save_arrays(arrays, folder / TENSORS)
+    if fit._baselines is not None:
+        statistics = {
+            f"{name}/{key}": value
+            for name, baseline in fit._baselines.items()
+            for key, value in vars(baseline).items()
+        }
+        save_arrays(statistics, folder / STATISTICS)
+    fit.history.to_csv(folder / HISTORY, index=False)
+    engine = fit.engine
+    settings = {
+        "format": FORMAT,
+        "dynamics": _describe(model.dynamics),
+        "observations": {name: _describe(o) for name, o in model.observations.items()},
+        "engine": engine
+        and {"class": class_name(type(engine)), "settings": engine.settings()},
+        "seconds": fit.seconds,
+        "environment": _environment(),
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _environment() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _swap(staging: Path, folder: Path) -> None:
+    """Put a complete folder in place of an earlier one, keeping that until the last moment."""
+    staging.chmod(0o755)
+    if not folder.exists():
+        os.replace(staging, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    os.replace(folder, old / "fit")
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        os.replace(old / "fit", folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_fit(kind: type[Fit], folder: Path) -> Fit:
+    """Read a fit.
+
+    Args:
+        kind: The Fit class.
+        folder: A folder written by :func:`save_fit`.
+
+    Raises:
+        DataError: If the folder is not a whole fit.
+    """
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        arrays = load_arrays(folder / TENSORS)
+        history = _history(folder / HISTORY)
+        if settings["format"] != FORMAT:
+            raise _broken(folder, f"format {settings['format']}, this plssm reads {FORMAT}")
+        model = _rebuild(settings, arrays)
+        baselines = _baselines(folder / STATISTICS)
+        engine = _engine(settings["engine"])
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        raise _broken(folder, f"{type(error).__name__}: {error}") from error
+    return kind(
+        model, engine, history=history, seconds=settings["seconds"], baselines=baselines
+    )
+
+
+def _broken(folder: Path, got: str) -> DataError:
+    return DataError(
+        f"{folder} is not a whole fit",
+        got=got,
+        wanted=f"a folder with {SETTINGS}, {TENSORS} and {HISTORY} as written by Fit.save",
+        fix="check the path, or save the fit again",
+    )
+
+
+def _history(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+
+
+def _part(described: dict[str, Any], base: type) -> Any:
+    kind = find_class(described["class"])
+    if not issubclass(kind, base):
+        raise ValueError(f"{described['class']} is not a {base.__name__}")
+    return kind.from_config(described["config"])
+
+
+def _engine(described: dict[str, Any] | None) -> Any:
+    if described is None:
+        return None
+    return find_class(described["class"])(**described["settings"])
+
+
+def _rebuild(settings: dict[str, Any], arrays: dict[str, Any]) -> StateSpaceModel:
+    import torch
+
+    model = StateSpaceModel(
+        _part(settings["dynamics"], LatentDynamics),
+        {
+            name: _part(o, ObservationModel) for name, o in settings["observations"].items()
+        },
+    )
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
+    parts = [(model.dynamics, settings["dynamics"])]
+    parts += [(model.observations[n], o) for n, o in settings["observations"].items()]
+    for part, described in parts:
+        for frozen in described["frozen"]:
+            part.get_parameter(frozen).requires_grad_(False)
+    return model
+
+
+def _baselines(path: Path) -> dict[str, Baseline] | None:
+    if not path.exists():
+        return None
+    statistics = load_arrays(path)
+    names = dict.fromkeys(key.rpartition("/")[0] for key in statistics)
+    fields = ("mean", "sd", "intercept", "matrix")
+    return {n: Baseline(**{f: statistics[f"{n}/{f}"] for f in fields}) for n in names}
