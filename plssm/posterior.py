@@ -114,20 +114,26 @@ class GaussianChain(Posterior):
         self.evidence_kind = evidence_kind
         self.status = status
         self._factor = factor
+        self._path = np.ascontiguousarray(mean, dtype=np.float64)
         self._covariances: tuple[np.ndarray, np.ndarray] | None = None
 
-    def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, covariance and cross-covariance as plain arrays, 0 beyond a trial's end.
+
+        Returns:
+            Arrays ``[B, T, M]``, ``[B, T, M, M]`` and ``[B, T-1, M, M]``; not to be written to.
+        """
         if self._covariances is None:
             self._covariances = self._factor.covariances()
-        return self._covariances
+        return self._path, *self._covariances
 
     def covariance(self) -> Tensor:
         """Covariance of each latent state, ``[B, T, M, M]``; NaN beyond a trial's end."""
-        return _tensor(_blank(self._blocks()[0], self._length))
+        return _tensor(_blank(self.arrays()[1], self._length))
 
     def cross_covariance(self) -> Tensor:
         r"""Covariance of neighbours :math:`\mathrm{Cov}(z_t, z_{t+1})`, ``[B, T-1, M, M]``."""
-        return _tensor(_blank(self._blocks()[1], self._length, last=1))
+        return _tensor(_blank(self.arrays()[2], self._length, last=1))
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """Draw ``n`` exact latent paths, ``[n, B, T, M]``; NaN beyond a trial's end."""

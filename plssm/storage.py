@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
@@ -80,7 +81,7 @@ def _write(fit: Fit, folder: Path) -> None:
     save_arrays(arrays, folder / TENSORS)
     if fit._baselines is not None:
         statistics = {
-            f"{name}/{key}": value
+            f"{name}/{key}": np.ascontiguousarray(value)
             for name, baseline in fit._baselines.items()
             for key, value in vars(baseline).items()
         }

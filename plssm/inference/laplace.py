@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from plssm.posterior import GaussianChain
 
 __all__ = ["LaplaceResult", "expand", "laplace_posterior"]
 
+STALLED = 1e-6  # a Newton step that promises more than this, relative, and gains nothing
+
 
 @dataclass(frozen=True)
 class LaplaceResult:
@@ -24,15 +26,19 @@ class LaplaceResult:
     Args:
         posterior: The Gaussian chain around the mode.
         path: The mode ``[B, T, M]``, zeros beyond a trial's end.
+        slope: Slopes of the hinges at the mode ``[B, T-1, P]``.
         joint: Log joint density at the mode, ``[B]``.
         logdet: Log determinant of the negative Hessian, ``[B]``.
-        status: How the search of each trial stopped.
+        status: How the search of each trial stopped: ``"stationary"``, ``"stalled"`` (no step
+            towards the maximum gains anything: a kink of the read-out), ``"max_solves"`` or
+            ``"failed"``.
         solves: Block-tridiagonal solves of the slowest trial.
         pinned: Units whose maximum lies on a kink, all trials together.
     """
 
     posterior: GaussianChain
     path: np.ndarray
+    slope: np.ndarray
     joint: np.ndarray
     logdet: np.ndarray
     status: tuple[str, ...]
@@ -102,7 +108,7 @@ def laplace_posterior(
         status=mode.status,
     )
     solves, pinned = int(mode.solves.max()), int(mode.pinned.sum())
-    return LaplaceResult(posterior, mode.path, mode.value, logdet, mode.status, solves, pinned)
+    return LaplaceResult(posterior, mode.path, mode.slope, mode.value, logdet, mode.status, solves, pinned)
 
 
 def expand(
@@ -153,13 +159,15 @@ def _newton(
         terms = expand(model, batch, z, positive=True)
         mode = find_mode(prior, terms, z, max_solves=max_solves)
         solves += mode.solves
+        promised = mode.value - value
         z, gained, value = _backtrack(prior, model, batch, z, mode.path, value)
         done = gained <= tolerance * (1 + np.abs(value))
         if done.all():
             break
+    near = promised <= STALLED * (1 + np.abs(value))
     status = tuple(
-        "failed" if s == "failed" else "stationary" if d and s == "stationary" else "max_solves"
-        for s, d in zip(mode.status, done, strict=True)
+        s if s != "stationary" else "max_solves" if not d else "stationary" if n else "stalled"
+        for s, d, n in zip(mode.status, done, near, strict=True)
     )
     return ChainMode(z, mode.slope, value, mode.factor, status, solves, mode.pinned)
 
@@ -191,13 +199,14 @@ def _true_curvature(
     prior: ChainPrior, model: StateSpaceModel, batch: Batch, mode: ChainMode
 ) -> tuple[ChainMode, str]:
     """Refactor at the exact negative Hessian; where it is indefinite keep the step curvature."""
-    kind = "laplace"
-    for positive in (False, True):
-        terms = expand(model, batch, mode.path, positive=positive)
-        _, factor = linear_solve(prior, terms, mode.slope)
-        kind = "laplace (majorised)" if positive else "laplace"
-        if not np.any(factor.status):
-            break
+    terms, kind = expand(model, batch, mode.path), "laplace"
+    _, factor = linear_solve(prior, terms, mode.slope)
+    indefinite = np.asarray(factor.status) != 0
+    if indefinite.any():
+        safe = expand(model, batch, mode.path, positive=True)
+        chosen = np.where(indefinite[:, None, None, None], safe.information, terms.information)
+        _, factor = linear_solve(prior, replace(terms, information=chosen), mode.slope)
+        kind = "laplace (majorised)"
     refactored = ChainMode(
         mode.path, mode.slope, mode.value, factor, mode.status, mode.solves, mode.pinned
     )

@@ -19,7 +19,6 @@ from plssm.inference.base import Engine, working_copy
 from plssm.inference.laplace import LaplaceResult, laplace_posterior
 from plssm.inference.m_step import (
     pool_trial_means,
-    transition_statistics,
     update_coefficients,
     update_initial,
     update_observations,
@@ -28,12 +27,19 @@ from plssm.inference.m_step import (
 from plssm.inference.progress import EMProgress
 from plssm.inference.smoothers import smooth
 from plssm.inference.stages import Stage, annealed_stages, plain_stages
-from plssm.inference.starts import start_path
+from plssm.inference.statistics import (
+    TransitionStatistics,
+    exact_statistics,
+    regional_statistics,
+)
+from plssm.inference.starts import lift, observed_path, state_dim, state_path
 from plssm.model import StateSpaceModel
+from plssm.observations.base import ObservationModel
 from plssm.posterior import Posterior
 
 __all__ = ["LaplaceEM"]
 
+START_FLOOR = 1e-3  # smallest variance of a start, for latents of unit variance
 PATIENCE = 3  # iterations without gain that end a stage (the Laplace evidence may dip)
 
 
@@ -59,6 +65,10 @@ class LaplaceEM(Engine):
             nats per observed value.
         floor: Smallest process and initial-state variance.
         max_solves: Linear solves of one mode search at most.
+        moments: Moments of the hinges in the M-step. ``"regional"`` uses the linearisation that
+            defines the Laplace covariance: the Laplace evidence then rises steadily. ``"exact"``
+            uses the exact moments under the Gaussian (bivariate normal cdf, the published form),
+            which overrates the process noise where the posterior spans several regions.
 
     References:
         Durstewitz (2017), PLoS Comput Biol 13:e1005542, doi:10.1371/journal.pcbi.1005542.
@@ -72,15 +82,20 @@ class LaplaceEM(Engine):
     tolerance: float = 1e-6
     floor: float = 1e-5
     max_solves: int = 60
+    moments: str = "regional"
 
     def __post_init__(self) -> None:
         if self.start not in ("auto", "data", "model"):
             raise ValueError(f"LaplaceEM: start is {self.start!r}, wanted auto, data or model.")
+        if self.moments not in ("regional", "exact"):
+            raise ValueError(f"LaplaceEM: moments is {self.moments!r}, wanted regional or exact.")
         for name in ("iterations", "restarts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"LaplaceEM: {name} is {getattr(self, name)}, wanted >= 1.")
         if self.stages is not None:
             self.stages = tuple(s if isinstance(s, Stage) else Stage(**s) for s in self.stages)
+            if any(s.dynamics == "linear" for s in self.stages[1:]):
+                raise ValueError("LaplaceEM: only the first stage may be linear.")
 
     def check(self, model: StateSpaceModel, data: Dataset) -> None:
         """Refuse data that do not match and dynamics without a ReLU form."""
@@ -149,7 +164,8 @@ class LaplaceEM(Engine):
             return -np.inf
         if validation is None:
             return run.evidence
-        return laplace_posterior(run.model, validation.batch()).evidence
+        result = laplace_posterior(run.model, validation.batch())
+        return -np.inf if result.failed else result.evidence
 
     def _stages(self, model: StateSpaceModel) -> tuple[Stage, ...]:
         if self.stages is not None:
@@ -178,6 +194,7 @@ class _Run:
         self.path: np.ndarray | None = None
         self.trial_means: np.ndarray | None = None
         self.evidence = -np.inf
+        self.best: dict | None = None
         self.rows: list[dict] = []
         self.values = sum(int(m.mask.sum()) for m in batch.modalities.values())
 
@@ -185,93 +202,91 @@ class _Run:
         return pd.DataFrame(self.rows)
 
     def go(self) -> None:
-        self._start()
-        for stage in self.engine._stages(self.model):
-            if not self._stage(stage):
+        stages = self.engine._stages(self.model)
+        state = None
+        if stages and stages[0].dynamics == "linear":
+            state = self._linear_state(stages[0])
+        self._start(state)
+        for stage in stages:
+            if stage.dynamics == "model" and not self._stage(stage):
                 break
         if self.trial_means is not None:
             pool_trial_means(self.model.dynamics, self.trial_means)
 
     # -- start ---------------------------------------------------------------------------------
-    def _start(self) -> None:
-        engine, model = self.engine, self.model
+    def _fresh_observations(self) -> dict[str, ObservationModel]:
+        return {n: o for n, o in self.model.observations.items() if self.engine._fresh(o)}
+
+    def _start(self, state: np.ndarray | None) -> None:
+        """Start what is fresh from a path: the lifted linear state, or what is observed."""
+        model, batch = self.model, self.batch
         if model.dynamics.initial.kind == "tied":
             mean = model.dynamics.initial.mean.detach().numpy()
-            self.trial_means = np.tile(mean, (len(self.batch.length), 1))
-        self.fresh_dynamics = engine._fresh(model.dynamics)
-        fresh = [o for o in model.observations.values() if engine._fresh(o)]
-        if not self.fresh_dynamics and not fresh:
+            self.trial_means = np.tile(mean, (len(batch.length), 1))
+        fresh = self._fresh_observations()
+        new_map = self.engine._fresh(model.dynamics)
+        if not new_map and not fresh:
             return
-        rotate = None if self.restart == 0 and engine.seed == 0 else engine.seed * 1000 + self.restart
-        path = start_path(model, self.batch, rotate=rotate)
-        for name, observation in model.observations.items():
-            if observation in fresh:
-                observation.init_from(self.batch.modalities[name], torch.from_numpy(path))
-        if self.fresh_dynamics:
+        if len(fresh) < len(model.observations):
+            known = {n: o for n, o in model.observations.items() if n not in fresh}
+            path = observed_path(StateSpaceModel(model.dynamics, known), batch)
+        elif isinstance(model.dynamics, LinearDynamics):
+            path = state_path(model, batch, model.dim)
+        else:
+            state = state_path(model, batch, state_dim(model)) if state is None else state
+            seed = self.engine.seed * 1000 + self.restart
+            path = lift(state, batch.time_mask.numpy(), model.dim, seed=seed)
+        for name, observation in fresh.items():
+            observation.init_from(batch.modalities[name], torch.from_numpy(path))
+        if new_map:
             self.path = path
-            self._start_dynamics(model.dynamics, path)
+            self._start_dynamics(path)
 
-    def _start_dynamics(self, dynamics: PiecewiseLinear, path: np.ndarray) -> None:
-        """Least squares on the start path, pulled towards stability."""
-        certain = _CertainPath(path, self.batch.length.numpy())
-        statistics = transition_statistics(dynamics, certain, self.batch)
-        update_coefficients(dynamics, statistics, certain, self.batch)
-        self.trial_means = update_initial(dynamics, certain, self.batch, 1e-2)
+    def _start_dynamics(self, path: np.ndarray) -> None:
+        """Least squares on the start path."""
+        dynamics, batch = self.model.dynamics, self.batch
+        certain = _CertainPath(path, batch.length.numpy())
+        statistics = exact_statistics(dynamics, certain, batch)
+        update_coefficients(dynamics, statistics, certain, batch)
+        self.trial_means = update_initial(dynamics, certain, batch, START_FLOOR)
         update_process_noise(
-            dynamics, statistics, certain, self.batch, self.trial_means, 1e-2
+            dynamics, statistics, certain, batch, self.trial_means, START_FLOOR
         )
+
+    def _linear_state(self, stage: Stage) -> np.ndarray:
+        """Smoothed state of a linear stand-in for the whole model, fitted for one stage."""
+        model = self.model
+        own, dynamics = (model, self.path, self.trial_means), model.dynamics
+        dim = state_dim(model)
+        stand_in = LinearDynamics(
+            dim, dynamics.n_inputs, input_at_start=dynamics.input_at_start
+        )
+        copies = {n: type(o).from_config(o.config()) for n, o in model.observations.items()}
+        self.model = StateSpaceModel(stand_in, copies)
+        self._start(None)
+        self._iterate(stage)
+        state = self.path
+        self.evidence, self.best = -np.inf, None
+        self.model, self.path, self.trial_means = own
+        return state
 
     # -- stages --------------------------------------------------------------------------------
     def _stage(self, stage: Stage) -> bool:
         """Run one stage; False when the fit should end with the last good state."""
-        dynamics = self.model.dynamics
-        linear = stage.dynamics == "linear" and not isinstance(dynamics, LinearDynamics)
-        if linear:
-            self.model.dynamics = self._linear_stand_in(dynamics)
+        if stage.begin == "best" and self.best is not None:
+            self._restore(self.best)
         if stage.process_noise is not None:
             _hold_noise(self.model.dynamics, stage.process_noise)
-        go_on = self._iterate(stage)
-        if linear:
-            stand_in, self.model.dynamics = self.model.dynamics, dynamics
-            if self.path is not None:
-                self._take_over(dynamics, stand_in)
-        return go_on
+        return self._iterate(stage)
 
-    def _linear_stand_in(self, dynamics: PiecewiseLinear) -> LinearDynamics:
-        stand_in = LinearDynamics(
-            dynamics.dim,
-            dynamics.n_inputs,
-            noise=dynamics.noise.kind,
-            initial=dynamics.initial.kind,
-            input_at_start=dynamics.input_at_start,
+    def _e_step(self) -> LaplaceResult:
+        return laplace_posterior(
+            self.model,
+            self.batch,
+            start=self.path,
+            trial_means=self.trial_means,
+            max_solves=self.engine.max_solves,
         )
-        if self.path is None:
-            self.path = start_path(self.model, self.batch)
-        self._start_dynamics(stand_in, self.path)
-        return stand_in
-
-    def _take_over(self, dynamics: PiecewiseLinear, stand_in: LinearDynamics) -> None:
-        """Fit the piecewise-linear map to the posterior under the linear one."""
-        posterior = self._e_step(stand_in).posterior
-        statistics = transition_statistics(dynamics, posterior, self.batch)
-        with torch.no_grad():
-            dynamics.noise.load_state_dict(stand_in.noise.state_dict())
-            dynamics.initial.mean.copy_(stand_in.initial.mean)
-        update_coefficients(dynamics, statistics, posterior, self.batch, self.trial_means)
-
-    def _e_step(self, dynamics: PiecewiseLinear | None = None) -> LaplaceResult:
-        own = self.model.dynamics
-        self.model.dynamics = own if dynamics is None else dynamics
-        try:
-            return laplace_posterior(
-                self.model,
-                self.batch,
-                start=self.path,
-                trial_means=self.trial_means,
-                max_solves=self.engine.max_solves,
-            )
-        finally:
-            self.model.dynamics = own
 
     def _iterate(self, stage: Stage) -> bool:
         good, previous, idle = None, -np.inf, 0
@@ -294,13 +309,15 @@ class _Run:
             except (np.linalg.LinAlgError, torch.linalg.LinAlgError, ValueError) as error:
                 return self._keep(good, stage, f"the M-step failed ({error})")
         self._restore(good)
+        if self.best is None or good["evidence"] > self.best["evidence"]:
+            self.best = good
         return True
 
     def _m_step(self, stage: Stage, result: LaplaceResult) -> None:
         dynamics, floor = self.model.dynamics, self.engine.floor
         posterior = result.posterior
         if {"dynamics", "process_noise"} & set(stage.learn):
-            statistics = transition_statistics(dynamics, posterior, self.batch)
+            statistics = self._statistics(result)
         if "dynamics" in stage.learn:
             update_coefficients(
                 dynamics, statistics, posterior, self.batch, self.trial_means
@@ -313,6 +330,12 @@ class _Run:
             )
         if "observations" in stage.learn:
             update_observations(self.model, posterior, self.batch)
+
+    def _statistics(self, result: LaplaceResult) -> TransitionStatistics:
+        arguments = (self.model.dynamics, result.posterior, self.batch)
+        if self.engine.moments == "exact" or not result.slope.shape[2]:
+            return exact_statistics(*arguments)
+        return regional_statistics(*arguments, result.slope)
 
     # -- the last good state -------------------------------------------------------------------
     def _snapshot(self, objective: float, result: LaplaceResult) -> dict:
@@ -376,15 +399,9 @@ class _CertainPath:
     steps: np.ndarray
 
     @property
-    def mean(self) -> torch.Tensor:
-        return torch.from_numpy(self.path)
-
-    @property
     def length(self) -> torch.Tensor:
         return torch.from_numpy(self.steps)
 
-    def covariance(self) -> torch.Tensor:
-        return torch.zeros(*self.path.shape, self.path.shape[-1], dtype=torch.float64)
-
-    def cross_covariance(self) -> torch.Tensor:
-        return self.covariance()[:, 1:]
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        covariance = np.zeros((*self.path.shape, self.path.shape[-1]))
+        return self.path, covariance, covariance[:, 1:]

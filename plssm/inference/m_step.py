@@ -10,73 +10,17 @@ import torch
 from plssm.data import Batch
 from plssm.dynamics.base import LatentDynamics, PiecewiseLinear
 from plssm.dynamics.noise import Noise
-from plssm.kernels.chain_statistics import chain_statistics
+from plssm.inference.statistics import TransitionStatistics
 from plssm.model import StateSpaceModel
 from plssm.posterior import GaussianChain
 
 __all__ = [
-    "TransitionStatistics",
-    "transition_statistics",
     "pool_trial_means",
     "update_coefficients",
     "update_initial",
     "update_observations",
     "update_process_noise",
 ]
-
-
-@dataclass(frozen=True)
-class TransitionStatistics:
-    r"""Expected sums over trials and steps t = 2..T, with y = [z; relu(G z + g); 1; s].
-
-    Args:
-        regressors: :math:`\sum E[y_{t-1} y_{t-1}^\top]`, ``[R, R]``.
-        targets: :math:`\sum E[z_t y_{t-1}^\top]`, ``[M, R]``.
-        squares: :math:`\sum E[z_t z_t^\top]`, ``[M, M]``.
-        count: Number of transitions.
-    """
-
-    regressors: np.ndarray
-    targets: np.ndarray
-    squares: np.ndarray
-    count: int
-
-    def residual(self, theta: np.ndarray) -> np.ndarray:
-        r"""Expected sum of squared residuals :math:`\sum E[e_t e_t^\top]`, ``[M, M]``."""
-        crossed = theta @ self.targets.T
-        return self.squares - crossed - crossed.T + theta @ self.regressors @ theta.T
-
-
-def _zeroed(blocks: torch.Tensor) -> np.ndarray:
-    return np.ascontiguousarray(torch.nan_to_num(blocks).numpy())
-
-
-def transition_statistics(
-    dynamics: PiecewiseLinear, posterior: GaussianChain, batch: Batch
-) -> TransitionStatistics:
-    """Expected statistics of all transitions under a Gaussian chain, exact for hinges.
-
-    Args:
-        dynamics: Latent dynamics with a ReLU form.
-        posterior: Posterior of the batch.
-        batch: The trials (for the inputs).
-    """
-    form = dynamics.relu_form()
-    gated = form.outer.shape[1] > 0
-    general = gated and not form.identity_gates
-    inputs = batch.inputs.numpy() if batch.inputs is not None and dynamics.n_inputs else None
-    sums = chain_statistics(
-        _zeroed(posterior.mean),
-        _zeroed(posterior.covariance()),
-        _zeroed(posterior.cross_covariance()),
-        inputs,
-        posterior.length.numpy(),
-        inner=form.inner if general else None,
-        offset=form.offset if general else None,
-        gates=gated,
-        threads=torch.get_num_threads(),
-    )
-    return TransitionStatistics(*sums[:3], int(sums[3]))
 
 
 def update_coefficients(
@@ -145,7 +89,7 @@ def _start_term(
     s = batch.inputs[:, 0].numpy()
     shared = trial_means is None
     mean = dynamics.initial.mean.detach().numpy() if shared else trial_means
-    first = posterior.mean[:, 0].numpy() - mean
+    first = posterior.arrays()[0][:, 0] - mean
     regressors, targets = np.zeros((width, width)), np.zeros((dynamics.dim, width))
     regressors[-k:, -k:] = s.T @ s
     targets[:, -k:] = first.T @ s
@@ -230,7 +174,7 @@ def _undriven_start(
     dynamics: LatentDynamics, posterior: GaussianChain, batch: Batch
 ) -> np.ndarray:
     """Mean of z_1 of each trial without what the first input adds to it, ``[B, M]``."""
-    first = posterior.mean[:, 0].numpy()
+    first = posterior.arrays()[0][:, 0]
     if dynamics.input_at_start and dynamics.n_inputs:
         first = first - batch.inputs[:, 0].numpy() @ dynamics.C.detach().numpy().T
     return first
@@ -238,7 +182,7 @@ def _undriven_start(
 
 def _scatter(posterior: GaussianChain, centred: np.ndarray) -> np.ndarray:
     """E[(z_1 - m)(z_1 - m)'] of each trial for ``centred = E[z_1] - m``, ``[B, M, M]``."""
-    return posterior.covariance()[:, 0].numpy() + centred[:, :, None] * centred[:, None, :]
+    return posterior.arrays()[1][:, 0] + centred[:, :, None] * centred[:, None, :]
 
 
 def update_initial(
@@ -288,8 +232,7 @@ def pool_trial_means(dynamics: LatentDynamics, trial_means: np.ndarray) -> None:
 
 def update_observations(model: StateSpaceModel, posterior: GaussianChain, batch: Batch) -> None:
     """Maximise the expected log-likelihood of every modality over its own parameters."""
-    mean = torch.nan_to_num(posterior.mean)
-    covariance = torch.nan_to_num(posterior.covariance())
+    mean, covariance = (torch.from_numpy(a) for a in posterior.arrays()[:2])
     for name, observation in model.observations.items():
         if any(p.requires_grad for p in observation.parameters()):
             observation.m_step(batch.modalities[name], mean, covariance)

@@ -6,20 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plssm.inference.active_set import (
-    TOLERANCE,
-    ActiveSet,
-    ascend,
-    clarke_slopes,
-    one_sided_slopes,
-)
+from plssm.inference.active_set import ActiveSet, ascend, clarke_slopes
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve
+from plssm.kernels.mode_search import search_modes
 from plssm.linalg.block_tridiagonal import ChainFactor
 
 __all__ = ["ChainMode", "find_mode"]
 
-FAST = 12  # solves before a trial is handed to the guarded ascent
+SWEEPS = 24  # compiled solves before a trial is handed to the guarded ascent
 PIN = 1e8  # stiffness of a pin over that of the chain: holds a gate at 0 to about 1e-8 of its sd
 
 
@@ -62,7 +57,7 @@ def find_mode(
     long series, because some units have their maximum exactly on the kink :math:`a_p(z_t) = 0`
     (left slope > 0 > right slope). Units that still cross after ``flips`` solves are therefore
     pinned to their kink, and released when a one-sided slope says so. A trial on which this does
-    not settle within a dozen solves, or ends below its start, goes on by a guarded ascent that
+    not settle, or ends below its start, goes on by a guarded ascent that
     never moves downhill. At the end a pinned hinge gets the slope between 0 and 1 that makes the
     gradient vanish (its Clarke multiplier), so the returned Gaussian has exactly the mode as its
     mean.
@@ -78,22 +73,52 @@ def find_mode(
         The mode with its stop reason for every trial. With a start, the log joint at a
         stationary mode is not below that of the start.
     """
-    slope = _initial_slopes(prior, start)
     trials = len(terms.constant)
-    solves, late = np.ones(trials, dtype=np.int64), np.zeros(trials, dtype=bool)
-    if slope.shape[2]:
-        rho = PIN * _stiffness(prior, terms)
-        search = _Search(prior, terms, slope, rho)
-        settled = search.sweep(min(FAST, max_solves), flips)
-        worse = np.zeros(trials, dtype=bool)
-        if start is not None:
-            before = prior.log_prob(start) + terms.value(start)
-            worse = search.value < before - 1e-9 * (1 + np.abs(before))
-            search.path[worse] = start[worse]
-        for b in np.flatnonzero(~settled | worse):
-            late[b] = not search.guard(b, max_solves)
-        slope, solves = search.slope, search.solves + 1
-    path, factor = linear_solve(prior, terms, slope)
+    late = np.zeros(trials, dtype=bool)
+    if not prior.form.outer.shape[1]:
+        slope = np.zeros((*prior.drive.shape[:2], 0))
+        path, factor = linear_solve(prior, terms, slope)
+        return _result(prior, terms, path, slope, factor, np.ones(trials, dtype=np.int64), late)
+    rho = PIN * _stiffness(prior, terms)
+    begin = None if start is None else ActiveSet.at(prior, start)
+    found = search_modes(
+        prior.form,
+        prior.drive,
+        prior.precision,
+        prior.initial_mean,
+        prior.initial_precision,
+        terms.information,
+        terms.score,
+        _halfway(prior) if begin is None else begin.slope,
+        prior.length,
+        pin=rho,
+        pinned=None if begin is None else begin.pinned,
+        flips=flips if begin is None else 1,
+        max_solves=min(SWEEPS, max_solves),
+    )
+    path, slope, factor, solves = found.path, found.slope, found.factor, found.solves
+    from_start = _below(prior, terms, path, start)
+    astray = ~found.stationary | from_start
+    if astray.any():
+        slope, solves = slope.copy(), solves.copy()
+        for b in np.flatnonzero(astray):
+            best = start[[b]] if from_start[b] else found.visited[[b]]
+            slope[b], stationary, more = _guard(prior, terms, b, best, rho, max_solves)
+            solves[b] += more
+            late[b] = not stationary
+        path, factor = linear_solve(prior, terms, slope)
+    return _result(prior, terms, path, slope, factor, solves, late)
+
+
+def _result(
+    prior: ChainPrior,
+    terms: QuadraticTerms,
+    path: np.ndarray,
+    slope: np.ndarray,
+    factor: ChainFactor,
+    solves: np.ndarray,
+    late: np.ndarray,
+) -> ChainMode:
     failed = np.asarray(factor.status) != 0
     status = tuple(
         "failed" if bad else "max_solves" if slow else "stationary"
@@ -104,87 +129,38 @@ def find_mode(
     return ChainMode(path, slope, value, factor, status, solves, pinned)
 
 
-class _Search:
-    """The search for all trials: best path and slopes seen so far of each."""
-
-    def __init__(
-        self, prior: ChainPrior, terms: QuadraticTerms, slope: np.ndarray, rho: float
-    ) -> None:
-        self.prior, self.terms, self.rho = prior, terms, rho
-        trials = len(terms.constant)
-        self.slope = slope
-        self.path = np.zeros(terms.score.shape)
-        self.value = np.full(trials, -np.inf)
-        self.solves = np.zeros(trials, dtype=np.int64)
-
-    def sweep(self, max_solves: int, flips: int) -> np.ndarray:
-        """Flip, then pin, all trials at once; which of them became stationary."""
-        slope, pinned = self.slope.copy(), np.zeros(self.slope.shape, dtype=bool)
-        active = np.arange(len(self.value))
-        for solve in range(max_solves):
-            prior, terms = _part(self.prior, self.terms, active)
-            z, _ = linear_solve(prior, terms, slope, pins=pinned, rho=self.rho)
-            slope, pinned, moved, fraction = _revise(
-                prior, z, slope, pinned, rho=self.rho, pinning=solve + 1 >= flips
-            )
-            self.solves[active] += 1
-            value = prior.log_prob(z) + terms.value(z)
-            take = ~moved | (value > self.value[active])
-            chosen = active[take]
-            self.slope[chosen], self.path[chosen] = fraction[take], z[take]
-            self.value[chosen] = value[take]
-            active, slope, pinned = active[moved], slope[moved], pinned[moved]
-            if not len(active):
-                break
-        settled = np.ones(len(self.value), dtype=bool)
-        settled[active] = False
-        return settled
-
-    def guard(self, b: int, max_solves: int) -> bool:
-        """Guarded ascent of one trial from the best path seen; whether it became stationary."""
-        prior, terms = self.prior.select([b]), self.terms.select([b])
-        state = ActiveSet.at(prior, self.path[[b]])
-        state, stationary, solves = ascend(
-            prior, terms, state, rho=self.rho, max_solves=max_solves
-        )
-        self.solves[b] += solves
-        self.path[b] = state.path[0]
-        self.slope[b] = clarke_slopes(prior, state.path, state.pinned, self.rho)[0]
-        return stationary
-
-
-def _revise(
-    prior: ChainPrior,
-    z: np.ndarray,
-    slope: np.ndarray,
-    pinned: np.ndarray,
-    *,
-    rho: float,
-    pinning: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Next slopes and pins, which trials moved, and the slopes to report for this path."""
-    on = prior.form.gates(z[:, :-1]) > 0
-    crossed = prior.inside()[..., None] & ~pinned & (on != slope)
-    left, right = one_sided_slopes(prior, z, pinned, rho)
-    up = pinned & (right > TOLERANCE * rho) & (right >= -left)
-    down = pinned & (left < -TOLERANCE * rho) & ~up
-    fraction = clarke_slopes(prior, z, pinned, rho)
-    moved = (crossed | up | down).any((1, 2))
-    slope = np.where(crossed, on, np.where(up, 1.0, np.where(down, 0.0, slope)))
-    pinned = pinned & ~up & ~down
-    if pinning:
-        pinned = pinned | crossed
-        slope = np.where(pinned, 0.0, slope)
-    return slope, pinned, moved, fraction
-
-
-def _initial_slopes(prior: ChainPrior, start: np.ndarray | None) -> np.ndarray:
+def _halfway(prior: ChainPrior) -> np.ndarray:
+    """Every hinge half on, where no path is known to start from."""
     trials, steps, _ = prior.drive.shape
-    gates = prior.form.outer.shape[1]
-    if start is None or not gates:
-        return np.full((trials, steps, gates), 0.5) * prior.inside()[..., None]
-    on = (prior.form.gates(start[:, :-1]) > 0) & prior.inside()[..., None]
-    return on.astype(np.float64)
+    inside = np.broadcast_to(prior.inside()[..., None], (trials, steps, prior.form.outer.shape[1]))
+    return np.where(inside, 0.5, 0.0)
+
+
+def _below(
+    prior: ChainPrior, terms: QuadraticTerms, path: np.ndarray, start: np.ndarray | None
+) -> np.ndarray:
+    """Trials whose path is worse than the start, ``[B]``."""
+    if start is None:
+        return np.zeros(len(path), dtype=bool)
+    before = prior.log_prob(start) + terms.value(start)
+    after = prior.log_prob(path) + terms.value(path)
+    return after < before - 1e-9 * (1 + np.abs(before))
+
+
+def _guard(
+    prior: ChainPrior,
+    terms: QuadraticTerms,
+    b: int,
+    path: np.ndarray,
+    rho: float,
+    max_solves: int,
+) -> tuple[np.ndarray, bool, int]:
+    """Guarded ascent of one trial: slopes, whether it is stationary, solves."""
+    prior, terms = prior.select([b]), terms.select([b])
+    state, stationary, solves = ascend(
+        prior, terms, ActiveSet.at(prior, path), rho=rho, max_solves=max_solves
+    )
+    return clarke_slopes(prior, state.path, state.pinned, rho)[0], stationary, solves
 
 
 def _stiffness(prior: ChainPrior, terms: QuadraticTerms) -> float:
@@ -192,11 +168,3 @@ def _stiffness(prior: ChainPrior, terms: QuadraticTerms) -> float:
     information = np.trace(terms.information, axis1=-2, axis2=-1).mean()
     normal = np.mean(prior.form.inner**2) * prior.dim
     return float((np.trace(prior.precision) + information) / prior.dim / max(normal, 1e-300))
-
-
-def _part(
-    prior: ChainPrior, terms: QuadraticTerms, active: np.ndarray
-) -> tuple[ChainPrior, QuadraticTerms]:
-    if len(active) == len(terms.constant):
-        return prior, terms
-    return prior.select(active), terms.select(active)

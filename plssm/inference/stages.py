@@ -17,9 +17,11 @@ class Stage:
     Args:
         name: Name shown in the progress bar and the history.
         iterations: EM iterations at most.
-        dynamics: ``"linear"`` replaces the map by a linear one of the same size for this stage;
-            ``"model"`` uses the model's own.
+        dynamics: ``"linear"`` fits a linear stand-in for the whole model in this stage, whose
+            smoothed path the next stage starts from; ``"model"`` uses the model itself.
         process_noise: Variance the process noise is held at; None leaves it to the data.
+        begin: ``"last"`` goes on from where the stage before ended, ``"best"`` from the end of
+            the earlier stage with the best evidence.
         learn: Groups of parameters that are updated: any of ``"dynamics"``, ``"process_noise"``,
             ``"initial"``, ``"observations"``.
     """
@@ -28,6 +30,7 @@ class Stage:
     iterations: int
     dynamics: Literal["linear", "model"] = "model"
     process_noise: float | None = None
+    begin: Literal["last", "best"] = "last"
     learn: tuple[str, ...] = field(default=LEARNABLE)
 
     def __post_init__(self) -> None:
@@ -54,8 +57,9 @@ def annealed_stages(iterations: int) -> tuple[Stage, ...]:
     """From a linear system to the piecewise-linear one, with falling process noise.
 
     Lowering the process noise step by step moves the burden of explaining the data from the noise
-    to the map. A last stage sets the noise free again, so that the posterior and forecasts are
-    calibrated.
+    to the map; it is stated for latents of unit variance. Before that and at the end the noise is
+    free: the last stage begins at the best evidence so far, so that truly noisy systems do not
+    suffer from the annealing, and the posterior and forecasts are calibrated.
 
     Args:
         iterations: Total number of EM iterations, shared out over the stages.
@@ -63,12 +67,14 @@ def annealed_stages(iterations: int) -> tuple[Stage, ...]:
     References:
         Koppe et al. (2019), PLoS Comput Biol 15:e1007263, doi:10.1371/journal.pcbi.1007263.
     """
-    share = max(iterations // 5, 1)
-    kept = ("dynamics", "initial")
+    def share(percent: int) -> int:
+        return max(iterations * percent // 100, 1)
+
     return (
-        Stage("linear", share, dynamics="linear", process_noise=1.0),
-        Stage("noise 1", share, process_noise=1.0),
-        Stage("noise 0.1", share, process_noise=0.1, learn=kept),
-        Stage("noise 0.01", share, process_noise=0.01, learn=kept),
-        Stage("free", max(iterations - 4 * share, 1)),
+        Stage("linear", share(8), dynamics="linear"),
+        Stage("free start", share(14)),
+        Stage("noise 0.01", share(8), process_noise=1e-2),
+        Stage("noise 0.001", share(16), process_noise=1e-3),
+        Stage("noise 0.0001", share(26), process_noise=1e-4),
+        Stage("free", share(28), begin="best"),
     )
