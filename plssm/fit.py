@@ -23,6 +23,8 @@ from plssm.prediction import Prediction
 from plssm.scoring import score_forecasts, score_hidden
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from plssm.inference.base import Engine
 
 __all__ = ["Fit"]
@@ -222,7 +224,7 @@ class Fit:
             ``log_likelihood``, ``r2``, ``error``, ``coverage_95``.
         """
         known = self._baselines is not None
-        baselines = self._baselines if known else _baselines(self.model, data)
+        baselines = self._baselines if known else _baselines(self.model, data.reveal())
         smoothed = self.posterior(data)
         if any(len(trial.hidden) for trial in data.trials):
             return score_hidden(self.model, data, smoothed, baselines=baselines, seed=seed)
@@ -267,6 +269,68 @@ class Fit:
             DataError: If the folder is not a whole fit (missing, truncated, altered).
         """
         return storage.load_fit(cls, Path(path))
+
+    # -- pictures ------------------------------------------------------------------------------
+    def plot_latents(self, data: Dataset, trial: int = 0, **options: Any) -> Figure:
+        """Draw the posterior of a latent path with its band.
+
+        Args:
+            data: The trials.
+            trial: Which trial.
+            **options: ``causal=``, ``level=``, and those of :func:`plssm.plot.latents`.
+        """
+        from plssm.plot import fits
+
+        return fits.latents(self, data, trial, **options)
+
+    def plot_observed(self, data: Dataset, modality: str | None = None, **options: Any) -> Figure:
+        """Draw each sample beside its prediction from the data up to the step before it.
+
+        Args:
+            data: The trials.
+            modality: Which modality; the first by default.
+            **options: ``trial=``, ``level=``, ``samples=``, ``seed=``, and those of
+                :func:`plssm.plot.observed_vs_predicted`.
+        """
+        from plssm.plot import fits
+
+        return fits.one_step_ahead(self, data, modality, **options)
+
+    def plot_forecast(
+        self, data: Dataset, steps: int, modality: str | None = None, **options: Any
+    ) -> Figure:
+        """Draw what is expected after the end of a trial.
+
+        Args:
+            data: The trials.
+            steps: Latent steps ahead.
+            modality: Which modality; the first by default.
+            **options: ``trial=``, ``truth=`` (a Dataset of what followed), ``past=`` (steps drawn
+                before the end), ``samples=``, ``inputs=``, ``seed=``, and those of
+                :func:`plssm.plot.forecast_fan`.
+        """
+        from plssm.plot import fits
+
+        return fits.forecast(self, data, steps, modality, **options)
+
+    def plot_free_run(self, data: Dataset, modality: str | None = None, **options: Any) -> Figure:
+        """Draw a simulation that never sees the data beside a trial.
+
+        Args:
+            data: The trials.
+            modality: Which modality; the first by default.
+            **options: ``trial=``, ``noise=``, ``discard=`` (steps simulated first and not
+                shown), ``seed=``, and those of :func:`plssm.plot.free_run`.
+        """
+        from plssm.plot import fits
+
+        return fits.free_run(self, data, modality, **options)
+
+    def plot_convergence(self, **options: Any) -> Figure:
+        """Draw evidence and joint over iterations, with the stages named."""
+        from plssm.plot import fits
+
+        return fits.convergence(self, **options)
 
     def __repr__(self) -> str:
         engine = type(self.engine).__name__ if self.engine is not None else "known model"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plssm.data import Batch, Dataset
 from plssm.dynamics.base import LatentDynamics
-from plssm.errors import CapabilityError, DataError, ShapeError
+from plssm.errors import CapabilityError, DataError, PlssmError, ShapeError
 from plssm.observations.base import ObservationModel
 
 __all__ = ["StateSpaceModel"]
@@ -27,6 +27,7 @@ class StateSpaceModel(nn.Module):
 
     Raises:
         ShapeError: If an observation model was built for another latent size.
+        PlssmError: If a modality's name cannot be used.
 
     Example:
         >>> import plssm as ps
@@ -43,6 +44,11 @@ class StateSpaceModel(nn.Module):
             raise ShapeError("StateSpaceModel needs at least one observation model.")
         self.dynamics = dynamics
         for name, observation in observations.items():
+            if not name or "." in name or hasattr(nn.ModuleDict, name):
+                raise PlssmError(
+                    f"{name!r} cannot be the name of a modality: it is empty, has a dot in it or "
+                    "is a method of torch's containers; choose another name."
+                )
             try:
                 observation.bind(dynamics.dim)
             except ShapeError as error:
@@ -161,9 +167,14 @@ class StateSpaceModel(nn.Module):
             z = self.dynamics.sample(
                 steps, trials=trials, inputs=stacked, noise=noise, generator=generator
             )
-        return self.observe(
-            z, inputs=inputs, nuisance=nuisance, noise=noise, dt=dt, seed=seed + 1
-        )
+        if not torch.isfinite(z).all():
+            step = int((~torch.isfinite(z)).any(-1).any(0).nonzero()[0, 0])
+            raise PlssmError(
+                f"simulate: the free run left the finite numbers at step {step}: the map is not "
+                f"bounded from its initial state. Simulate fewer than {step} steps, or fit again "
+                "with other restarts."
+            )
+        return self.observe(z, inputs=inputs, nuisance=nuisance, noise=noise, dt=dt, seed=seed + 1)
 
     def stacked_inputs(
         self, inputs: np.ndarray | Tensor | None, steps: int, trials: int
@@ -219,7 +230,7 @@ class StateSpaceModel(nn.Module):
         Returns:
             A Dataset with ``.latent`` set to ``z``.
         """
-        path = torch.as_tensor(np.asarray(z), dtype=torch.float64)
+        path = torch.from_numpy(np.array(np.asarray(z), dtype=np.float64))
         path = path.expand(1, *path.shape) if path.ndim == 2 else path
         if path.ndim != 3 or path.shape[-1] != self.dim:
             raise ShapeError(

@@ -73,7 +73,7 @@ class Prediction:
 
     def log_prob(self, y: Tensor | np.ndarray) -> Tensor:
         """Log predictive density of observations ``[B, n, N]``, entry by entry; NaN stays NaN."""
-        value = torch.as_tensor(np.asarray(y), dtype=torch.float64)
+        value = torch.from_numpy(np.asarray(y).astype(np.float64))
         seen = torch.isfinite(value)
         with torch.no_grad():
             filled = torch.where(seen, value, self._observation.fill)

@@ -22,6 +22,7 @@ __all__ = ["score_forecasts", "score_hidden"]
 
 CHUNK = 4_000_000  # numbers of a block of forecast states held in memory
 LEVEL = 0.95
+HUGE = 1e100  # stands for predictors of a forecast that left the finite numbers
 
 
 @dataclass
@@ -71,7 +72,8 @@ class _Entries:
     @classmethod
     def of(cls, observation: ObservationModel, features: Tensor, y: np.ndarray) -> _Entries:
         """From predictors of latent draws ``[S, n, K]``."""
-        prediction = Prediction(observation, features[:, None], np.zeros(0))
+        bounded = torch.nan_to_num(features, nan=HUGE).clamp(-HUGE, HUGE)
+        prediction = Prediction(observation, bounded[:, None], np.zeros(0))
         mean, variance = (x[0].numpy() for x in prediction.moments())
         if set(observation.kinds) & {"continuous", "bold"}:
             half = norm.ppf(0.5 + LEVEL / 2) * np.sqrt(variance)
@@ -195,7 +197,7 @@ def _forecasts(model, trial, filtered, b, horizons, warmup, samples, seed):  # n
         future = _future_inputs(trial, first, last, reach)
         with torch.no_grad():
             if future is not None:
-                future = future.expand(samples, *future.shape)
+                future = future.expand(len(start), *future.shape)
             z = _antithetic_rollout(dynamics, start, reach, future, generator)
         yield first, z[:, :, keep]
 
@@ -220,9 +222,8 @@ def _draws(
     mean, covariance = posterior.mean[b, where], posterior.covariance()[b, where]
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp_min(0).sqrt()[:, None, :]
-    noise = torch.randn(
-        (samples // 2, *mean.shape), dtype=torch.float64, generator=generator
-    )
+    half = (samples + 1) // 2
+    noise = torch.randn((half, *mean.shape), dtype=torch.float64, generator=generator)
     deviation = torch.einsum("tij,stj->sti", root, noise)
     return mean + torch.cat([deviation, -deviation])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -36,6 +38,7 @@ TENSORS, STATISTICS, SETTINGS, HISTORY = (
     "fit.json",
     "history.csv",
 )
+_UNREADABLE = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 PACKAGES = ("plssm", "torch", "numpy", "scipy", "numba")
 
 
@@ -57,7 +60,8 @@ def save_fit(fit: Fit, folder: Path) -> Path:
     Raises:
         DataError: If the folder exists and holds something other than a fit.
     """
-    if folder.exists() and not (folder / SETTINGS).exists() and any(folder.iterdir()):
+    _recover(folder)
+    if not _may_hold_a_fit(folder):
         raise DataError(
             "the folder holds something other than a fit",
             got=str(folder),
@@ -73,6 +77,23 @@ def save_fit(fit: Fit, folder: Path) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return folder
+
+
+def _may_hold_a_fit(folder: Path) -> bool:
+    if not folder.exists():
+        return True
+    return folder.is_dir() and ((folder / SETTINGS).exists() or not any(folder.iterdir()))
+
+
+def _recover(folder: Path) -> None:
+    """Put an earlier fit back whose replacement was killed between its two renames."""
+    if folder.exists():
+        return
+    for old in folder.parent.glob(f".{folder.name}-old-*"):
+        if (old / "fit" / SETTINGS).exists():
+            os.replace(old / "fit", folder)
+            old.rmdir()
+            return
 
 
 def _write(fit: Fit, folder: Path) -> None:
@@ -92,12 +113,16 @@ def _write(fit: Fit, folder: Path) -> None:
         "format": FORMAT,
         "dynamics": _describe(model.dynamics),
         "observations": {name: _describe(o) for name, o in model.observations.items()},
-        "engine": engine
-        and {"class": class_name(type(engine)), "settings": engine.settings()},
-        "seconds": fit.seconds,
+        "engine": engine and {"class": class_name(type(engine)), "settings": engine.settings()},
+        "seconds": None if math.isnan(fit.seconds) else fit.seconds,
         "environment": _environment(),
+        "sha256": {path.name: _digest(path) for path in sorted(folder.iterdir())},
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _environment() -> dict[str, str]:
@@ -118,11 +143,13 @@ def _swap(staging: Path, folder: Path) -> None:
         os.replace(staging, folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    os.replace(folder, old / "fit")
     try:
+        os.replace(folder, old / "fit")
         os.replace(staging, folder)
-    except OSError:
-        os.replace(old / "fit", folder)
+    except BaseException:
+        if (old / "fit").exists() and not folder.exists():
+            os.replace(old / "fit", folder)
+        old.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -138,7 +165,11 @@ def load_fit(kind: type[Fit], folder: Path) -> Fit:
         DataError: If the folder is not a whole fit.
     """
     try:
+        _recover(folder)
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        for name, digest in settings["sha256"].items():
+            if _digest(folder / name) != digest:
+                raise _broken(folder, f"{name} is not what was written")
         arrays = load_arrays(folder / TENSORS)
         history = _history(folder / HISTORY)
         if settings["format"] != FORMAT:
@@ -148,11 +179,11 @@ def load_fit(kind: type[Fit], folder: Path) -> Fit:
         engine = _engine(settings["engine"])
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+    except (*_UNREADABLE, SafetensorError) as error:
         raise _broken(folder, f"{type(error).__name__}: {error}") from error
-    return kind(
-        model, engine, history=history, seconds=settings["seconds"], baselines=baselines
-    )
+    seconds = settings.get("seconds")
+    seconds = math.nan if seconds is None else seconds
+    return kind(model, engine, history=history, seconds=seconds, baselines=baselines)
 
 
 def _broken(folder: Path, got: str) -> DataError:
@@ -166,7 +197,7 @@ def _broken(folder: Path, got: str) -> DataError:
 
 def _history(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, engine="python")  # which reads floats exactly
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
 
@@ -189,9 +220,7 @@ def _rebuild(settings: dict[str, Any], arrays: dict[str, Any]) -> StateSpaceMode
 
     model = StateSpaceModel(
         _part(settings["dynamics"], LatentDynamics),
-        {
-            name: _part(o, ObservationModel) for name, o in settings["observations"].items()
-        },
+        {name: _part(o, ObservationModel) for name, o in settings["observations"].items()},
     )
     model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
     parts = [(model.dynamics, settings["dynamics"])]

@@ -9,6 +9,7 @@ from torch import Tensor
 from plssm.data import Batch, Modality
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.laplace import expand
+from plssm.inference.quadratic_chain import absolute
 from plssm.kernels.gaussian_filter import gaussian_filter
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
@@ -108,18 +109,20 @@ def _update(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Laplace update of N(m, P) by one step's observations; posterior and log evidence."""
     precision = np.linalg.inv(p)
-    z, curvature = m.copy(), np.zeros_like(p)
+    z = m.copy()
     value = _penalised(terms, z, m, precision)
     for _ in range(newton):
-        score, curvature = _slopes(terms, z, positive=True)
+        score, curvature = _slopes(terms, z)
+        curvature = absolute(curvature)
         gradient = score - (precision @ (z - m)[..., None])[..., 0]
         move = np.linalg.solve(precision + curvature, gradient[..., None])[..., 0]
         z, value, gained = _line_search(terms, z, move, value, m, precision)
         if gained <= 1e-10 * (1 + np.abs(value).max()):
             break
-    exact = _slopes(terms, z, positive=False)[1]
+    exact = _slopes(terms, z)[1]
     bad = np.linalg.eigvalsh(precision + exact)[:, 0] <= 0
-    exact[bad] = curvature[bad]
+    if bad.any():
+        exact[bad] = _slopes(terms, z, positive=True)[1][bad]
     total = precision + exact
     logdet = np.linalg.slogdet(total)[1] + np.linalg.slogdet(p)[1]
     return z, np.linalg.inv(total), value - 0.5 * logdet
@@ -134,7 +137,7 @@ def _line_search(
     precision: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     step, best, best_value = np.ones(len(z)), z.copy(), value.copy()
-    for _ in range(12):
+    for _ in range(30):
         trial = z + step[:, None] * move
         reached = _penalised(terms, trial, m, precision)
         better = reached > best_value
@@ -159,7 +162,7 @@ def _penalised(
 
 
 def _slopes(
-    terms: list[tuple[ObservationModel, Modality]], z: np.ndarray, *, positive: bool
+    terms: list[tuple[ObservationModel, Modality]], z: np.ndarray, *, positive: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     path = torch.from_numpy(z[:, None])
     score, curvature = np.zeros_like(z), np.zeros((*z.shape, z.shape[-1]))

@@ -108,7 +108,9 @@ def laplace_posterior(
         status=mode.status,
     )
     solves, pinned = int(mode.solves.max()), int(mode.pinned.sum())
-    return LaplaceResult(posterior, mode.path, mode.slope, mode.value, logdet, mode.status, solves, pinned)
+    return LaplaceResult(
+        posterior, mode.path, mode.slope, mode.value, logdet, mode.status, solves, pinned
+    )
 
 
 def expand(
@@ -133,11 +135,13 @@ def expand(
     return QuadraticTerms(constant, score, np.ascontiguousarray(information))
 
 
-def _log_joint(prior: ChainPrior, model: StateSpaceModel, batch: Batch, z: np.ndarray) -> np.ndarray:
-    value = prior.log_prob(z)
+def _log_joint(
+    prior: ChainPrior, model: StateSpaceModel, batch: Batch, z: np.ndarray
+) -> np.ndarray:
+    value, path = prior.log_prob(z), torch.from_numpy(z)
     with torch.no_grad():
         for name, observation in model.observations.items():
-            value = value + observation.log_prob(batch.modalities[name], torch.from_numpy(z)).numpy()
+            value = value + observation.log_prob(batch.modalities[name], path).numpy()
     return value
 
 
@@ -156,12 +160,13 @@ def _newton(
     value = _log_joint(prior, model, batch, z)
     solves, done = np.zeros(trials, dtype=np.int64), np.zeros(trials, dtype=bool)
     for _ in range(steps):
-        terms = expand(model, batch, z, positive=True)
+        terms = expand(model, batch, z).steering(z)
         mode = find_mode(prior, terms, z, max_solves=max_solves)
-        solves += mode.solves
+        solves += np.where(done, 0, mode.solves)
         promised = mode.value - value
-        z, gained, value = _backtrack(prior, model, batch, z, mode.path, value)
-        done = gained <= tolerance * (1 + np.abs(value))
+        target = np.where(done[:, None, None], z, mode.path)  # trials do not wait for each other
+        z, gained, value = _backtrack(prior, model, batch, z, target, value)
+        done = done | (gained <= tolerance * (1 + np.abs(value)))
         if done.all():
             break
     near = promised <= STALLED * (1 + np.abs(value))
@@ -179,7 +184,7 @@ def _backtrack(
     z: np.ndarray,
     target: np.ndarray,
     value: np.ndarray,
-    halvings: int = 12,
+    halvings: int = 30,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Move each trial towards its target as far as its log joint rises; gain and new value."""
     step = np.ones(len(value))

@@ -19,6 +19,7 @@ from plssm.inference.base import Engine, working_copy
 from plssm.inference.laplace import LaplaceResult, laplace_posterior
 from plssm.inference.m_step import (
     pool_trial_means,
+    ridge_penalty,
     update_coefficients,
     update_initial,
     update_observations,
@@ -27,12 +28,19 @@ from plssm.inference.m_step import (
 from plssm.inference.progress import EMProgress
 from plssm.inference.smoothers import smooth
 from plssm.inference.stages import Stage, annealed_stages, plain_stages
+from plssm.inference.starts import (
+    StartPath,
+    lift,
+    observed_path,
+    state_dim,
+    state_path,
+    turn,
+)
 from plssm.inference.statistics import (
     TransitionStatistics,
     exact_statistics,
     regional_statistics,
 )
-from plssm.inference.starts import lift, observed_path, state_dim, state_path
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 from plssm.posterior import Posterior
@@ -65,6 +73,9 @@ class LaplaceEM(Engine):
             nats per observed value.
         floor: Smallest process and initial-state variance.
         max_solves: Linear solves of one mode search at most.
+        ridge: Precision of a zero-mean Gaussian prior on the weights of the hinges, for latents of
+            about unit variance. It is weak beside the data, and keeps the weights of hinges finite
+            that the data hardly ever open.
         moments: Moments of the hinges in the M-step. ``"regional"`` uses the linearisation that
             defines the Laplace covariance: the Laplace evidence then rises steadily. ``"exact"``
             uses the exact moments under the Gaussian (bivariate normal cdf, the published form),
@@ -82,6 +93,7 @@ class LaplaceEM(Engine):
     tolerance: float = 1e-6
     floor: float = 1e-5
     max_solves: int = 60
+    ridge: float = 1.0
     moments: str = "regional"
 
     def __post_init__(self) -> None:
@@ -217,7 +229,7 @@ class _Run:
     def _fresh_observations(self) -> dict[str, ObservationModel]:
         return {n: o for n, o in self.model.observations.items() if self.engine._fresh(o)}
 
-    def _start(self, state: np.ndarray | None) -> None:
+    def _start(self, state: StartPath | None) -> None:
         """Start what is fresh from a path: the lifted linear state, or what is observed."""
         model, batch = self.model, self.batch
         if model.dynamics.initial.kind == "tied":
@@ -227,45 +239,49 @@ class _Run:
         new_map = self.engine._fresh(model.dynamics)
         if not new_map and not fresh:
             return
+        seed = self.engine.seed * 1000 + self.restart
         if len(fresh) < len(model.observations):
             known = {n: o for n, o in model.observations.items() if n not in fresh}
             path = observed_path(StateSpaceModel(model.dynamics, known), batch)
         elif isinstance(model.dynamics, LinearDynamics):
-            path = state_path(model, batch, model.dim)
+            path = turn(state_path(model, batch, model.dim), seed=seed)
         else:
             state = state_path(model, batch, state_dim(model)) if state is None else state
-            seed = self.engine.seed * 1000 + self.restart
             path = lift(state, batch.time_mask.numpy(), model.dim, seed=seed)
         for name, observation in fresh.items():
-            observation.init_from(batch.modalities[name], torch.from_numpy(path))
+            observation.init_from(batch.modalities[name], torch.from_numpy(path.mean))
+            observation.m_step(
+                batch.modalities[name],
+                torch.from_numpy(path.mean),
+                torch.from_numpy(np.ascontiguousarray(path.covariance)),
+            )
         if new_map:
-            self.path = path
+            self.path = path.mean
             self._start_dynamics(path)
 
-    def _start_dynamics(self, path: np.ndarray) -> None:
-        """Least squares on the start path."""
-        dynamics, batch = self.model.dynamics, self.batch
-        certain = _CertainPath(path, batch.length.numpy())
-        statistics = exact_statistics(dynamics, certain, batch)
-        update_coefficients(dynamics, statistics, certain, batch)
-        self.trial_means = update_initial(dynamics, certain, batch, START_FLOOR)
-        update_process_noise(
-            dynamics, statistics, certain, batch, self.trial_means, START_FLOOR
-        )
+    def _start_dynamics(self, path: StartPath) -> None:
+        """One M-step from the start path, with every hinge on its side of the kink."""
+        dynamics, batch, engine = self.model.dynamics, self.batch, self.engine
+        slope = (dynamics.relu_form().gates(path.mean[:, :-1]) > 0).astype(np.float64)
+        if not dynamics.relu_form().outer.shape[1]:
+            slope = slope[..., :0]
+        statistics = regional_statistics(dynamics, path, batch, slope)
+        update_coefficients(dynamics, statistics, path, batch, ridge=engine.ridge)
+        self.trial_means = update_initial(dynamics, path, batch, START_FLOOR)
+        update_process_noise(dynamics, statistics, path, batch, self.trial_means, START_FLOOR)
 
-    def _linear_state(self, stage: Stage) -> np.ndarray:
+    def _linear_state(self, stage: Stage) -> StartPath:
         """Smoothed state of a linear stand-in for the whole model, fitted for one stage."""
         model = self.model
         own, dynamics = (model, self.path, self.trial_means), model.dynamics
         dim = state_dim(model)
-        stand_in = LinearDynamics(
-            dim, dynamics.n_inputs, input_at_start=dynamics.input_at_start
-        )
+        stand_in = LinearDynamics(dim, dynamics.n_inputs, input_at_start=dynamics.input_at_start)
         copies = {n: type(o).from_config(o.config()) for n, o in model.observations.items()}
         self.model = StateSpaceModel(stand_in, copies)
         self._start(None)
         self._iterate(stage)
-        state = self.path
+        posterior = self._e_step().posterior
+        state = StartPath(*posterior.arrays(), self.batch.length)
         self.evidence, self.best = -np.inf, None
         self.model, self.path, self.trial_means = own
         return state
@@ -293,7 +309,7 @@ class _Run:
         for iteration in range(stage.iterations + 1):
             began = time.perf_counter()
             result = self._e_step()
-            objective = result.evidence - float(self.model.dynamics.penalty().detach())
+            objective = result.evidence - self._penalty()
             if result.failed:
                 return self._keep(good, stage, f"the E-step ended {set(result.status)}")
             if good is None or objective > good["objective"]:
@@ -320,7 +336,12 @@ class _Run:
             statistics = self._statistics(result)
         if "dynamics" in stage.learn:
             update_coefficients(
-                dynamics, statistics, posterior, self.batch, self.trial_means
+                dynamics,
+                statistics,
+                posterior,
+                self.batch,
+                self.trial_means,
+                ridge=self.engine.ridge,
             )
         if "initial" in stage.learn:
             self.trial_means = update_initial(dynamics, posterior, self.batch, floor)
@@ -330,6 +351,11 @@ class _Run:
             )
         if "observations" in stage.learn:
             update_observations(self.model, posterior, self.batch)
+
+    def _penalty(self) -> float:
+        dynamics = self.model.dynamics
+        own = float(dynamics.penalty().detach())
+        return own + ridge_penalty(dynamics, self.engine.ridge)
 
     def _statistics(self, result: LaplaceResult) -> TransitionStatistics:
         arguments = (self.model.dynamics, result.posterior, self.batch)
@@ -389,19 +415,3 @@ def _hold_noise(dynamics: PiecewiseLinear, variance: float) -> None:
     eye = torch.eye(dynamics.dim, dtype=torch.float64)
     if not dynamics.noise.frozen:
         dynamics.noise.covariance = variance * eye
-
-
-@dataclass
-class _CertainPath:
-    """A latent path taken as known: a chain with zero covariance."""
-
-    path: np.ndarray
-    steps: np.ndarray
-
-    @property
-    def length(self) -> torch.Tensor:
-        return torch.from_numpy(self.steps)
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        covariance = np.zeros((*self.path.shape, self.path.shape[-1]))
-        return self.path, covariance, covariance[:, 1:]

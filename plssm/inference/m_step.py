@@ -16,6 +16,7 @@ from plssm.posterior import GaussianChain
 
 __all__ = [
     "pool_trial_means",
+    "ridge_penalty",
     "update_coefficients",
     "update_initial",
     "update_observations",
@@ -29,6 +30,8 @@ def update_coefficients(
     posterior: GaussianChain,
     batch: Batch,
     trial_means: np.ndarray | None = None,
+    *,
+    ridge: float = 0.0,
 ) -> None:
     r"""Maximise the expected log density of the transitions over the free coefficients.
 
@@ -44,6 +47,7 @@ def update_coefficients(
         posterior: Posterior of the batch (first states, for inputs that act at the start).
         batch: The trials.
         trial_means: Mean of z_1 of each trial, for ``initial="tied"``.
+        ridge: Precision of a zero-mean Gaussian prior on the weights of the hinges.
     """
     theta, free = (np.asarray(c.detach()) for c in dynamics.coefficients())
     if not free.any():
@@ -51,17 +55,38 @@ def update_coefficients(
     terms = [_Quadratic.of(dynamics.noise, statistics.regressors, statistics.targets)]
     if dynamics.input_at_start and dynamics.n_inputs:
         terms.append(_start_term(dynamics, posterior, batch, theta.shape[1], trial_means))
-    prior = dynamics.prior()
-    weight, target = (
-        (np.zeros_like(theta), theta)
-        if prior is None
-        else (np.asarray(p.detach()) for p in prior)
-    )
+    weight, target = _prior(dynamics, ridge)
     coupled = any(np.any(t.precision != np.diag(np.diag(t.precision))) for t in terms)
     solve = _solve_jointly if coupled else _solve_rows
     theta = solve(theta, free, terms, weight, target)
     if np.isfinite(theta).all():
         dynamics.assign_coefficients(torch.from_numpy(theta))
+
+
+def ridge_penalty(dynamics: PiecewiseLinear, ridge: float) -> float:
+    """Negative log density, up to a constant, of the ridge prior on the hinge weights."""
+    theta = np.asarray(dynamics.coefficients()[0].detach())
+    return 0.5 * ridge * float((_hinge_columns(dynamics, theta) ** 2).sum())
+
+
+def _hinge_columns(dynamics: PiecewiseLinear, table: np.ndarray) -> np.ndarray:
+    """The columns of a coefficient table that belong to the hinges (a view)."""
+    return table[:, dynamics.dim : table.shape[1] - 1 - dynamics.n_inputs]
+
+
+def _prior(dynamics: PiecewiseLinear, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and targets of the quadratic prior: the dynamics' own plus the ridge."""
+    prior, shape = dynamics.prior(), dynamics.coefficients()[0].shape
+    weight, target = (
+        (np.zeros(shape), np.zeros(shape))
+        if prior is None
+        else (p.detach().numpy().copy() for p in prior)
+    )
+    pulled = _hinge_columns(dynamics, weight)
+    aimed = _hinge_columns(dynamics, target)
+    aimed *= pulled / np.maximum(pulled + ridge, 1e-300)
+    pulled += ridge
+    return weight, target
 
 
 @dataclass(frozen=True)
@@ -137,7 +162,9 @@ def _solve_jointly(
 
 def _least_squares(system: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Solve a symmetric positive (semi-)definite system, minimum norm where it is singular."""
-    scale = 1.0 / np.sqrt(np.maximum(np.diag(system), 1e-300))
+    size = np.diag(system)
+    seen = size > 1e-200  # a unit that never opens has no regressor, and gets no weight
+    scale = np.where(seen, 1.0 / np.sqrt(np.where(seen, size, 1.0)), 0.0)
     scaled = system * scale[:, None] * scale[None, :]
     return scale * np.linalg.lstsq(scaled, scale * right, rcond=1e-13)[0]
 
@@ -158,7 +185,7 @@ def update_process_noise(
         posterior: Posterior of the batch.
         batch: The trials.
         trial_means: Mean of z_1 of each trial, for ``initial="tied"``.
-        floor: Smallest variance.
+        floor: Smallest variance, unless the noise is below it already.
     """
     theta = np.asarray(dynamics.coefficients()[0].detach())
     total, count = statistics.residual(theta), statistics.count
@@ -167,6 +194,7 @@ def update_process_noise(
         total = total + _scatter(posterior, first - trial_means).sum(0)
         count += len(first)
     if count:
+        floor = min(floor, float(dynamics.noise.variance.detach().min()))
         dynamics.noise.assign_moment(torch.from_numpy(total / count), floor)
 
 

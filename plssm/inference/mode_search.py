@@ -1,4 +1,4 @@
-"""Mode of a piecewise-linear chain with quadratic observation terms, by a three-state active set."""
+"""Mode of a piecewise-linear chain with quadratic observation terms (three-state active set)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ class EMProgress:
         show: True or False; None shows the bar when standard error is a terminal.
     """
 
-    def __init__(self, stages: Sequence[Stage], restarts: int, *, show: bool | None = None) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], restarts: int, *, show: bool | None = None
+    ) -> None:
         visible = sys.stderr.isatty() if show is None else show
         self._progress = Progress(
             TextColumn("EM"),
@@ -34,7 +36,8 @@ class EMProgress:
             console=Console(stderr=True),
             disable=not visible,
         )
-        self._before = {s.name: sum(r.iterations for r in stages[:i]) for i, s in enumerate(stages)}
+        starts = [sum(s.iterations for s in stages[:i]) for i in range(len(stages))]
+        self._before = {s.name: n for s, n in zip(stages, starts, strict=True)}
         self._each = sum(s.iterations for s in stages)
         self._restarts = restarts
         self._task = self._progress.add_task("start", total=self._each * restarts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,7 +10,15 @@ from plssm.inference.chain_prior import ChainPrior
 from plssm.kernels.chain import solve_chain
 from plssm.linalg.block_tridiagonal import ChainFactor
 
-__all__ = ["QuadraticTerms", "linear_solve"]
+__all__ = ["QuadraticTerms", "absolute", "linear_solve"]
+
+
+def absolute(blocks: np.ndarray) -> np.ndarray:
+    """Symmetric blocks ``[..., M, M]`` with their eigenvalues made positive."""
+    values, vectors = np.linalg.eigh(blocks)
+    if (values >= 0).all():
+        return blocks
+    return (vectors * np.abs(values)[..., None, :]) @ vectors.swapaxes(-1, -2)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,23 @@ class QuadraticTerms:
         if self.information.shape[:2] == (1, 1):
             return z @ self.information[0, 0]
         return (self.information @ z[..., None])[..., 0]
+
+    def steering(self, z: np.ndarray) -> QuadraticTerms:
+        """Terms of the same value and slope at z whose R has the absolute eigenvalues.
+
+        A Newton step on them is well scaled and goes uphill where R is indefinite, too (the
+        clipped R would know nothing about how far to go).
+        """
+        change = QuadraticTerms(
+            self.constant, self.score, absolute(self.information) - self.information
+        )
+        moved = change.curved(z)
+        return replace(
+            self,
+            constant=self.constant - 0.5 * (moved * z).sum((1, 2)),
+            score=self.score + moved,
+            information=self.information + change.information,
+        )
 
     def select(self, trials: np.ndarray) -> QuadraticTerms:
         """The terms of some of the trials."""

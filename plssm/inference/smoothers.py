@@ -55,4 +55,3 @@ def smooth(
             "positive definite for these data. Check the parameters for extreme values."
         )
     return result.posterior
-

@@ -40,6 +40,10 @@ class Stage:
             raise ValueError(
                 f"Stage {self.name!r}: learn has {sorted(unknown)}, wanted some of {LEARNABLE}."
             )
+        if self.dynamics not in ("linear", "model"):
+            raise ValueError(
+                f"Stage {self.name!r}: dynamics is {self.dynamics!r}, wanted linear or model."
+            )
         if self.iterations < 0:
             raise ValueError(f"Stage {self.name!r}: iterations is {self.iterations}, wanted >= 0.")
         if self.process_noise is not None and not self.process_noise > 0:
@@ -62,19 +66,21 @@ def annealed_stages(iterations: int) -> tuple[Stage, ...]:
     suffer from the annealing, and the posterior and forecasts are calibrated.
 
     Args:
-        iterations: Total number of EM iterations, shared out over the stages.
+        iterations: EM iterations of the piecewise-linear stages together; the linear stage, which
+            costs little, has at least 25 of its own.
 
     References:
         Koppe et al. (2019), PLoS Comput Biol 15:e1007263, doi:10.1371/journal.pcbi.1007263.
     """
+
     def share(percent: int) -> int:
         return max(iterations * percent // 100, 1)
 
     return (
-        Stage("linear", share(8), dynamics="linear"),
-        Stage("free start", share(14)),
+        Stage("linear", max(share(8), 25), dynamics="linear"),
+        Stage("free start", share(16)),
         Stage("noise 0.01", share(8), process_noise=1e-2),
         Stage("noise 0.001", share(16), process_noise=1e-3),
         Stage("noise 0.0001", share(26), process_noise=1e-4),
-        Stage("free", share(28), begin="best"),
+        Stage("free", share(34), begin="best"),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -10,9 +12,10 @@ from plssm.dynamics.linear import LinearDynamics
 from plssm.inference.laplace import laplace_posterior
 from plssm.model import StateSpaceModel
 
-__all__ = ["lift", "observed_path", "state_dim", "state_path"]
+__all__ = ["StartPath", "lift", "observed_path", "state_dim", "state_path", "turn"]
 
 MAX_LAG_BLOCKS = 64
+MOSTLY_OPEN = 0.2  # the first units are closed for at most this share of the data
 
 
 def state_dim(model: StateSpaceModel) -> int:
@@ -21,7 +24,7 @@ def state_dim(model: StateSpaceModel) -> int:
     return min(max(channels, 3), model.dim)
 
 
-def state_path(model: StateSpaceModel, batch: Batch, dim: int) -> np.ndarray:
+def state_path(model: StateSpaceModel, batch: Batch, dim: int) -> StartPath:
     """Principal components of the (delay-embedded) data as a first latent path.
 
     Every modality gives a real-valued stand-in for its data; gaps are interpolated, channels are
@@ -34,7 +37,7 @@ def state_path(model: StateSpaceModel, batch: Batch, dim: int) -> np.ndarray:
         dim: Number of components.
 
     Returns:
-        Paths ``[B, T, dim]``, zeros beyond a trial's end.
+        The path, taken as known.
     """
     columns = [
         _on_latent_clock(observation.start_signal(batch.modalities[name]), batch, name)
@@ -47,43 +50,85 @@ def state_path(model: StateSpaceModel, batch: Batch, dim: int) -> np.ndarray:
     embedded = _delay_embed(signals, 3 * lags if lags > 1 else 1)
     scores = _components(embedded, inside, dim)
     scores[~inside] = 0.0
-    return np.ascontiguousarray(scores)
+    return StartPath.certain(np.ascontiguousarray(scores), batch)
 
 
-def lift(path: np.ndarray, inside: np.ndarray, dim: int, *, seed: int) -> np.ndarray:
-    r"""Affine features of a state path whose hinges are spread over the data.
-
-    .. math:: z_i = v_i^\top (x - x_{\tau_i}), \qquad |v_i| = 1
-
-    with random directions v (orthogonal as far as they can be) of the whitened state x, and
-    random data points for the offsets. Regressing the next z on relu(z) then is a regression on
-    random hinges, and the observations stay a linear function of z.
+@dataclass(frozen=True)
+class StartPath:
+    """Gaussian guess of the latent path, with the moments an M-step needs.
 
     Args:
-        path: State paths ``[B, T, k]``.
+        mean: ``[B, T, M]``, zeros beyond a trial's end.
+        covariance: ``[B, T, M, M]``.
+        cross: Cov(z_t, z_{t+1}), ``[B, T-1, M, M]``.
+        length: Latent steps of each trial ``[B]``.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    cross: np.ndarray
+    length: torch.Tensor
+
+    @classmethod
+    def certain(cls, path: np.ndarray, batch: Batch) -> StartPath:
+        """A path taken as known."""
+        covariance = np.zeros((*path.shape, path.shape[-1]))
+        return cls(path, covariance, covariance[:, 1:], batch.length)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, covariance and cross-covariance, as a GaussianChain gives them."""
+        return self.mean, self.covariance, self.cross
+
+
+def lift(state: StartPath, inside: np.ndarray, dim: int, *, seed: int) -> StartPath:
+    r"""Affine features of a state whose hinges are spread over the data.
+
+    .. math:: z_i = v_i^\top x - c_i
+
+    The first k features are the coordinates of the state with random signs (which keeps diagonal
+    process noise diagonal). Their kinks lie at low quantiles of the data, so that these units are
+    open most of the time and carry any linear map. The others are random directions of the
+    whitened state with kinks at random quantiles: regressing the next z on relu(z) is a regression
+    on random hinges, while the observations stay a linear function of z.
+
+    Args:
+        state: The state, k dimensions.
         inside: Which steps exist, bool ``[B, T]``.
         dim: Number of features M.
         seed: Seed of directions and offsets: restarts differ by it.
 
     Returns:
-        Lifted paths ``[B, T, M]``, zeros beyond a trial's end.
+        The features with their moments.
     """
     rng = np.random.default_rng(seed)
-    flat = path[inside]
-    centre = flat.mean(0)
-    values, vectors = np.linalg.eigh(np.cov(flat.T).reshape(flat.shape[1], -1))
+    flat = state.mean[inside]
+    k = flat.shape[1]
+    spread = np.maximum(flat.std(0), 1e-6 * max(flat.std(), 1e-300))
+    values, vectors = np.linalg.eigh(np.cov(flat.T).reshape(k, k))
     scale = np.sqrt(np.maximum(values, 1e-12 * max(values.max(), 1e-300)))
-    white = (path - centre) @ (vectors / scale)
-    k = path.shape[2]
-    blocks = [np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in range(-(-dim // k))]
-    directions = np.concatenate(blocks)[:dim]
-    at = white[inside][rng.integers(len(flat), size=dim)]
-    lifted = white @ directions.T - (directions * at).sum(1)
-    lifted[~inside] = 0.0
-    return np.ascontiguousarray(lifted)
+    blocks = [np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in range(-(-dim // k) - 1)]
+    own = np.diag(rng.choice((-1.0, 1.0), k) / spread)
+    weights = np.concatenate([own, *(b @ (vectors / scale).T for b in blocks)])[:dim]
+    features = state.mean @ weights.T
+    closed = rng.uniform(0.0, 1.0, dim)
+    closed[:k] *= MOSTLY_OPEN
+    kinks = [np.quantile(f, q) for f, q in zip(features[inside].T, closed, strict=True)]
+    mean = np.where(inside[..., None], features - np.array(kinks), 0.0)
+    covariance, cross = (weights @ c @ weights.T for c in (state.covariance, state.cross))
+    return StartPath(np.ascontiguousarray(mean), covariance, cross, state.length)
 
 
-def observed_path(model: StateSpaceModel, batch: Batch) -> np.ndarray:
+def turn(path: StartPath, *, seed: int) -> StartPath:
+    """The path in randomly rotated latent axes; seed 0 leaves them as they are."""
+    dim = path.mean.shape[2]
+    if not seed:
+        return path
+    q = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))[0]
+    covariance, cross = (q @ c @ q.T for c in (path.covariance, path.cross))
+    return StartPath(np.ascontiguousarray(path.mean @ q.T), covariance, cross, path.length)
+
+
+def observed_path(model: StateSpaceModel, batch: Batch) -> StartPath:
     """Latent path that known observation models see in the data, under a slow random walk.
 
     Args:
@@ -91,10 +136,13 @@ def observed_path(model: StateSpaceModel, batch: Batch) -> np.ndarray:
         batch: The trials.
 
     Returns:
-        Paths ``[B, T, M]``, zeros beyond a trial's end.
+        The path with the moments of its posterior.
     """
-    walk = LinearDynamics.from_parameters(A=0.95 * np.eye(model.dim), process_noise=np.ones(model.dim))
-    return laplace_posterior(StateSpaceModel(walk, dict(model.observations)), batch).path
+    unit = np.ones(model.dim)
+    walk = LinearDynamics.from_parameters(A=0.95 * np.eye(model.dim), process_noise=unit)
+    known = StateSpaceModel(walk, dict(model.observations))
+    posterior = laplace_posterior(known, batch).posterior
+    return StartPath(*posterior.arrays(), batch.length)
 
 
 def _on_latent_clock(signal: torch.Tensor, batch: Batch, name: str) -> np.ndarray:
@@ -115,8 +163,8 @@ def _on_latent_clock(signal: torch.Tensor, batch: Batch, name: str) -> np.ndarra
 
 
 def _standardise(signals: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    flat = signals[inside]
-    mean, sd = np.nanmean(flat, axis=0), np.nanstd(flat, axis=0)
+    flat = np.ma.masked_invalid(signals[inside])
+    mean, sd = flat.mean(0).filled(0.0), flat.std(0).filled(0.0)
     scaled = (signals - mean) / np.where(sd > 0, sd, 1.0)
     scaled = np.nan_to_num(scaled)
     scaled[~inside] = 0.0

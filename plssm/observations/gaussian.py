@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from numpy.typing import ArrayLike
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Gaussian"]
 
-NOISE_FLOOR = 1e-5
+NOISE_FLOOR = 1e-5  # smallest noise an M-step gives, as a share of the channel's variance
+TINY = 1e-300
 
 
 class Gaussian(ObservationModel):
@@ -47,6 +48,8 @@ class Gaussian(ObservationModel):
         >>> model.channels, model.dim
         (1, 2)
     """
+
+    kinds: ClassVar[tuple[str, ...]] = ("continuous", "bold")
 
     def __init__(
         self, channels: int, *, readout: str = "linear", nuisance: int = 0, bias: bool = True
@@ -197,7 +200,7 @@ class Gaussian(ObservationModel):
         """Closed-form maximum over weight, intercept, nuisance weight and noise.
 
         Each channel has its own normal equations over the entries that were observed; frozen
-        parameters keep their values and act as known. The noise has a floor of 1e-5.
+        parameters keep their values and act as known. The noise has a floor of 1e-5 of the channel's variance (lower where it started lower).
 
         Args:
             m: The modality (samples ``[B, n, N]``).
@@ -272,7 +275,9 @@ class Gaussian(ObservationModel):
         count = mask.sum(0)
         total = residual.square().sum(0)
         total = total + ((self.weight[:, None] @ spread).squeeze(1) * self.weight).sum(-1)
-        floor = self.noise.clamp_max(NOISE_FLOOR)
+        centred = (y - (y * mask).sum(0) / count.clamp_min(1)) * mask
+        spread_of_data = centred.square().sum(0) / count.clamp_min(1)
+        floor = torch.minimum(self.noise, NOISE_FLOOR * spread_of_data).clamp_min(TINY)
         estimate = torch.maximum(total / count.clamp_min(1), floor)
         self.noise = torch.where(count > 0, estimate, self.noise)
 

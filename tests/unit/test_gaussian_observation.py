@@ -208,7 +208,8 @@ def test_collinear_regressors_and_unseen_channels():
 
 def test_noise_has_a_floor_that_does_not_lower_the_expectation():
     m, mean, _ = _problem(missing=0.0)
-    for start, wanted in ((1.0, 1e-5), (1e-7, 1e-7)):
+    share = 1e-5 * mean.flatten(0, 1).var(0, correction=0).numpy()
+    for start, wanted in ((1.0, share), (1e-9, 1e-9)):
         model = Gaussian.from_parameters(np.eye(3), noise=start)
         exact = Modality(mean.clone(), torch.ones_like(mean, dtype=torch.bool))
         before = float(model.log_prob(exact, mean).sum().detach())
