@@ -8,9 +8,9 @@ from torch import Tensor
 
 from plssm.data import Batch, Modality
 from plssm.inference.chain_prior import ChainPrior
+from plssm.inference.cold_start import filter_chain
 from plssm.inference.laplace import expand
 from plssm.inference.quadratic_chain import absolute
-from plssm.kernels.gaussian_filter import gaussian_filter
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 from plssm.posterior import FilteredMarginals
@@ -72,7 +72,7 @@ def _filter_stepwise(model: StateSpaceModel, batch: Batch, prior: ChainPrior) ->
 
 
 def _on_grid(m: Modality, steps: int) -> Modality:
-    """Samples arranged by latent step: arrays ``[B, T, k, ...]`` with k samples per step at most."""
+    """Samples arranged by latent step, at most k each: arrays ``[B, T, k, ...]``."""
     trials, samples, channels = m.y.shape
     clock = torch.arange(samples).expand(trials, -1) if m.clock is None else m.clock
     seen = m.mask.any(-1)
@@ -179,23 +179,7 @@ def _filter_quadratic(
     """Compiled filter; all observation terms are quadratic in the latent state."""
     trials, steps, dim = len(prior.length), batch.steps, prior.dim
     terms = expand(model, batch, np.zeros((trials, steps, dim)))
-    drive = np.concatenate([np.zeros((trials, 1, dim)), prior.drive], axis=1)
-    form = prior.form
-    result = gaussian_filter(
-        form.linear,
-        form.bias,
-        form.outer,
-        form.inner,
-        form.offset,
-        np.eye(dim),
-        np.linalg.inv(prior.precision),
-        prior.initial_mean,
-        np.linalg.inv(prior.initial_precision),
-        terms.information,
-        terms.score,
-        prior.length,
-        drive=drive,
-    )
+    form, result = prior.form, filter_chain(prior, terms)
     return FilteredMarginals(
         mean=result.filtered_mean,
         filtered_covariance=result.filtered_covariance,

@@ -9,6 +9,7 @@ import torch
 
 from plssm.data import Batch
 from plssm.inference.chain_prior import LOG_2PI, ChainPrior
+from plssm.inference.cold_start import cold_mode
 from plssm.inference.mode_search import ChainMode, find_mode
 from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve
 from plssm.model import StateSpaceModel
@@ -92,7 +93,10 @@ def laplace_posterior(
     quadratic = all(o.quadratic for o in model.observations.values())
     if quadratic:
         terms = expand(model, batch, np.zeros((*prior.drive.shape[:1], batch.steps, prior.dim)))
-        mode = find_mode(prior, terms, start, max_solves=max_solves)
+        if start is None:
+            mode = cold_mode(prior, terms, max_solves=max_solves)
+        else:
+            mode = find_mode(prior, terms, start, max_solves=max_solves)
         kind = "exact" if mode.slope.shape[2] == 0 else "laplace"
     else:
         mode = _newton(prior, model, batch, start, newton_steps, max_solves, tolerance)
@@ -158,6 +162,10 @@ def _newton(
     trials = len(prior.length)
     z = np.zeros((trials, batch.steps, prior.dim)) if start is None else start.copy()
     value = _log_joint(prior, model, batch, z)
+    if start is None:
+        terms = expand(model, batch, z).steering(z)
+        target = cold_mode(prior, terms, max_solves=max_solves).path
+        z, _, value = _backtrack(prior, model, batch, z, target, value)
     solves, done = np.zeros(trials, dtype=np.int64), np.zeros(trials, dtype=bool)
     for _ in range(steps):
         terms = expand(model, batch, z).steering(z)

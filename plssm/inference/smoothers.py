@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plssm.data import Dataset
+from plssm.dynamics.base import PiecewiseLinear
 from plssm.errors import CapabilityError
 from plssm.inference.base import working_copy
 from plssm.inference.filtering import filter_batch
@@ -44,6 +45,11 @@ def smooth(
     if method not in METHODS:
         raise ValueError(f"smooth: method is {method!r}, wanted one of {METHODS}.")
     model.check(data)
+    if not isinstance(model.dynamics, PiecewiseLinear):
+        raise CapabilityError(
+            f"smooth: {type(model.dynamics).__name__} is not piecewise linear, which the method "
+            f"{method!r} needs; derive the dynamics from PiecewiseLinear."
+        )
     work = working_copy(model)
     batch = data.batch()
     if causal:
