@@ -43,12 +43,14 @@ class Fit:
         history: One row per iteration.
         seconds: Duration of the fit.
         baselines: Training statistics by modality, for scores.
+        dt: Seconds per latent step of the training data.
 
     Attributes:
         model: The fitted model.
         engine: The engine, or None for a known model.
         history: One row per iteration of every restart.
         seconds: Duration of the fit.
+        dt: Seconds per latent step of the training data.
 
     Example:
         >>> import plssm as ps
@@ -66,6 +68,7 @@ class Fit:
         history: pd.DataFrame | None = None,
         seconds: float = float("nan"),
         baselines: dict[str, Baseline] | None = None,
+        dt: float = 1.0,
     ) -> None:
         self.model = copy.deepcopy(model).to(torch.float64)
         for part in (self.model.dynamics, *self.model.observations.values()):
@@ -73,6 +76,7 @@ class Fit:
         self.engine = engine
         self.history = pd.DataFrame() if history is None else history
         self.seconds = float(seconds)
+        self.dt = float(dt)
         self._baselines = baselines
 
     @classmethod
@@ -87,7 +91,12 @@ class Fit:
     ) -> Fit:
         """The result of an engine: remembers the training statistics that scores need."""
         return cls(
-            model, engine, history=history, seconds=seconds, baselines=_baselines(model, data)
+            model,
+            engine,
+            history=history,
+            seconds=seconds,
+            baselines=_baselines(model, data),
+            dt=data.dt,
         )
 
     # -- inference -----------------------------------------------------------------------------
@@ -181,16 +190,26 @@ class Fit:
         seed: int = 0,
         *,
         nuisance: dict[str, Any] | None = None,
-        dt: float = 1.0,
+        dt: float | None = None,
     ) -> Dataset:
-        """Draw new data from the fitted model; ``.latent`` holds the paths ``[B, T, M]``."""
+        """Draw new data from the fitted model; ``.latent`` holds the paths ``[B, T, M]``.
+
+        Args:
+            steps: Latent steps T.
+            trials: Number of trials B.
+            noise: Draw noise; otherwise the deterministic path and expected observations.
+            inputs: External inputs ``[T, K]`` or ``[B, T, K]``.
+            seed: Seed of all random draws.
+            nuisance: Nuisance regressors by modality.
+            dt: Seconds per latent step; those of the training data where absent.
+        """
         return self.model.simulate(
             steps,
             trials=trials,
             noise=noise,
             inputs=inputs,
             nuisance=nuisance,
-            dt=dt,
+            dt=self.dt if dt is None else dt,
             seed=seed,
         )
 
@@ -223,6 +242,7 @@ class Fit:
             z-scored with the training statistics). Hidden entries: ``values``,
             ``log_likelihood``, ``r2``, ``error``, ``coverage_95``.
         """
+        self.model.check(data)
         known = self._baselines is not None
         baselines = self._baselines if known else _baselines(self.model, data.reveal())
         smoothed = self.posterior(data)

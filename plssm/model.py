@@ -70,6 +70,13 @@ class StateSpaceModel(nn.Module):
             DataError: If a modality is missing, or sizes, kinds, inputs or nuisance regressors
                 do not match the model.
         """
+        if not isinstance(data, Dataset):
+            raise DataError(
+                "the data are not a Dataset",
+                got=type(data).__name__,
+                wanted="Dataset",
+                fix="use Dataset.from_arrays({'x': array}, dt=...)",
+            )
         for name, observation in self.observations.items():
             if name not in data.names:
                 raise DataError(
@@ -138,13 +145,13 @@ class StateSpaceModel(nn.Module):
     def simulate(
         self,
         steps: int,
-        *,
         trials: int = 1,
         noise: bool = True,
         inputs: np.ndarray | Tensor | None = None,
+        seed: int = 0,
+        *,
         nuisance: Mapping[str, np.ndarray] | None = None,
         dt: float = 1.0,
-        seed: int = 0,
     ) -> Dataset:
         """Draw latent paths from the prior and data from the observation models.
 
@@ -154,13 +161,20 @@ class StateSpaceModel(nn.Module):
             noise: Draw process noise, the initial state and observations; without it, the
                 deterministic path from the initial mean and the expected observations.
             inputs: External inputs ``[T, K]`` or ``[B, T, K]``.
+            seed: Seed of all random draws.
             nuisance: Nuisance regressors ``[T, R]`` or ``[B, T, R]`` by modality.
             dt: Seconds per latent step.
-            seed: Seed of all random draws.
 
         Returns:
             A Dataset whose ``.latent`` holds the true paths ``[B, T, M]``.
+
+        Raises:
+            ShapeError: If steps or trials are not at least 1, or the inputs do not fit.
+            PlssmError: If the run leaves the finite numbers.
         """
+        for name, count in (("steps", steps), ("trials", trials)):
+            if int(count) != count or count < 1:
+                raise ShapeError(f"simulate: {name} is {count!r}, wanted a whole number >= 1.")
         generator = torch.Generator().manual_seed(seed)
         stacked = self.stacked_inputs(inputs, steps, trials)
         with torch.no_grad():
@@ -197,7 +211,7 @@ class StateSpaceModel(nn.Module):
                     f"[{steps}, {wanted}] or [{trials}, {steps}, {wanted}]."
                 )
             return None
-        stacked = torch.as_tensor(np.asarray(inputs), dtype=torch.float64)
+        stacked = torch.from_numpy(np.array(np.asarray(inputs), dtype=np.float64))
         if stacked.ndim == 2:
             stacked = stacked.expand(trials, *stacked.shape)
         if tuple(stacked.shape) != (trials, steps, wanted):
@@ -274,7 +288,7 @@ class StateSpaceModel(nn.Module):
                 f"modality {name!r} has {observation.nuisance} nuisance regressors; pass "
                 f"nuisance={{{name!r}: [T, {observation.nuisance}]}}."
             )
-        r = torch.as_tensor(np.asarray(nuisance[name]), dtype=torch.float64)
+        r = torch.from_numpy(np.array(np.asarray(nuisance[name]), dtype=np.float64))
         r = r.expand(path.shape[0], *r.shape) if r.ndim == 2 else r
         if tuple(r.shape) != (*path.shape[:2], observation.nuisance):
             raise ShapeError(

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+from plssm.errors import CapabilityError, PlssmError
 from plssm.linalg.block_tridiagonal import ChainFactor
 
 __all__ = ["EvidenceKind", "FilteredMarginals", "GaussianChain", "Posterior"]
@@ -63,10 +64,10 @@ class Posterior(ABC):
             Lower and upper edge, each ``[B, T, M]``.
 
         Raises:
-            ValueError: If ``level`` is not strictly between 0 and 1.
+            PlssmError: If ``level`` is not strictly between 0 and 1.
         """
         if not 0.0 < level < 1.0:
-            raise ValueError(f"interval: level must lie between 0 and 1, got {level}.")
+            raise PlssmError(f"interval: level must lie between 0 and 1, got {level}.")
         deviation = torch.diagonal(self.covariance(), dim1=-2, dim2=-1).clamp_min(0).sqrt()
         half = float(norm.ppf(0.5 + level / 2)) * deviation
         return self.mean - half, self.mean + half
@@ -174,6 +175,16 @@ class FilteredMarginals(Posterior):
     def covariance(self) -> Tensor:
         """Filtered covariance of each latent state, ``[B, T, M, M]``."""
         return self.filtered_covariance
+
+    def cross_covariance(self) -> Tensor:
+        """Refused: a filter does not know how neighbouring states covary.
+
+        Raises:
+            CapabilityError: Always; ask for the smoothed posterior (``causal=False``).
+        """
+        raise CapabilityError(
+            "a filtered posterior has marginals only; use causal=False for cross-covariances."
+        )
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """Draw ``n`` independent states per step, ``[n, B, T, M]``.

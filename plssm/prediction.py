@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plssm.errors import PlssmError
 from plssm.observations.base import ObservationModel
 
 __all__ = ["Prediction"]
@@ -63,10 +64,10 @@ class Prediction:
         """Central band from quantiles of the draws, lower and upper edge ``[B, n, N]`` each.
 
         Raises:
-            ValueError: If ``level`` is not strictly between 0 and 1.
+            PlssmError: If ``level`` is not strictly between 0 and 1.
         """
         if not 0.0 < level < 1.0:
-            raise ValueError(f"interval: level must lie between 0 and 1, got {level}.")
+            raise PlssmError(f"interval: level must lie between 0 and 1, got {level}.")
         tail = (1 - level) / 2
         draws = self.sample(max(len(self._features), 400), seed=self._seed).to(torch.float64)
         return draws.quantile(tail, dim=0), draws.quantile(1 - tail, dim=0)

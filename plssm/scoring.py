@@ -12,6 +12,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from plssm.data import Dataset, Trial
+from plssm.errors import PlssmError
 from plssm.metrics.baselines import Baseline
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
@@ -121,7 +122,7 @@ def score_forecasts(
     """
     horizons = sorted({1, *(int(n) for n in steps)})
     if horizons[0] < 1:
-        raise ValueError(f"score: steps are {tuple(steps)}, wanted whole numbers >= 1.")
+        raise PlssmError(f"score: steps are {tuple(steps)}, wanted whole numbers >= 1.")
     tallies = {name: {n: _Tally() for n in horizons} for name in model.observations}
     for b, trial in enumerate(data.trials):
         targets = {name: _Targets(trial, name, baselines[name]) for name in model.observations}

@@ -116,6 +116,7 @@ def _write(fit: Fit, folder: Path) -> None:
         "engine": engine and {"class": class_name(type(engine)), "settings": engine.settings()},
         "seconds": None if math.isnan(fit.seconds) else fit.seconds,
         "environment": _environment(),
+        "dt": fit.dt,
         "sha256": {path.name: _digest(path) for path in sorted(folder.iterdir())},
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -183,7 +184,9 @@ def load_fit(kind: type[Fit], folder: Path) -> Fit:
         raise _broken(folder, f"{type(error).__name__}: {error}") from error
     seconds = settings.get("seconds")
     seconds = math.nan if seconds is None else seconds
-    return kind(model, engine, history=history, seconds=seconds, baselines=baselines)
+    return kind(
+        model, engine, history=history, seconds=seconds, baselines=baselines, dt=settings["dt"]
+    )
 
 
 def _broken(folder: Path, got: str) -> DataError:

@@ -13,7 +13,7 @@ import torch
 from plssm.data import Batch, Dataset
 from plssm.dynamics.base import PiecewiseLinear
 from plssm.dynamics.linear import LinearDynamics
-from plssm.errors import CapabilityError
+from plssm.errors import CapabilityError, PlssmError
 from plssm.fit import Fit
 from plssm.inference.base import Engine, working_copy
 from plssm.inference.laplace import LaplaceResult, laplace_posterior
@@ -48,6 +48,19 @@ from plssm.posterior import Posterior
 __all__ = ["LaplaceEM"]
 
 START_FLOOR = 1e-3  # smallest variance of a start, for latents of unit variance
+HISTORY = [
+    "restart",
+    "stage",
+    "iteration",
+    "evidence",
+    "joint",
+    "logdet",
+    "process_noise",
+    "solves",
+    "pinned",
+    "status",
+    "seconds",
+]
 PATIENCE = 3  # iterations without gain that end a stage (the Laplace evidence may dip)
 
 
@@ -98,16 +111,16 @@ class LaplaceEM(Engine):
 
     def __post_init__(self) -> None:
         if self.start not in ("auto", "data", "model"):
-            raise ValueError(f"LaplaceEM: start is {self.start!r}, wanted auto, data or model.")
+            raise PlssmError(f"LaplaceEM: start is {self.start!r}, wanted auto, data or model.")
         if self.moments not in ("regional", "exact"):
-            raise ValueError(f"LaplaceEM: moments is {self.moments!r}, wanted regional or exact.")
+            raise PlssmError(f"LaplaceEM: moments is {self.moments!r}, wanted regional or exact.")
         for name in ("iterations", "restarts"):
             if getattr(self, name) < 1:
-                raise ValueError(f"LaplaceEM: {name} is {getattr(self, name)}, wanted >= 1.")
+                raise PlssmError(f"LaplaceEM: {name} is {getattr(self, name)}, wanted >= 1.")
         if self.stages is not None:
             self.stages = tuple(s if isinstance(s, Stage) else Stage(**s) for s in self.stages)
             if any(s.dynamics == "linear" for s in self.stages[1:]):
-                raise ValueError("LaplaceEM: only the first stage may be linear.")
+                raise PlssmError("LaplaceEM: only the first stage may be linear.")
 
     def check(self, model: StateSpaceModel, data: Dataset) -> None:
         """Refuse data that do not match and dynamics without a ReLU form."""
@@ -211,7 +224,7 @@ class _Run:
         self.values = sum(int(m.mask.sum()) for m in batch.modalities.values())
 
     def table(self) -> pd.DataFrame:
-        return pd.DataFrame(self.rows)
+        return pd.DataFrame(self.rows, columns=HISTORY)
 
     def go(self) -> None:
         stages = self.engine._stages(self.model)

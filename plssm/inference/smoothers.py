@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from plssm.data import Dataset
 from plssm.dynamics.base import PiecewiseLinear
-from plssm.errors import CapabilityError
+from plssm.errors import CapabilityError, PlssmError
 from plssm.inference.base import working_copy
 from plssm.inference.filtering import filter_batch
 from plssm.inference.laplace import laplace_posterior
@@ -32,7 +32,7 @@ def smooth(
         A GaussianChain over whole paths, or the FilteredMarginals of each step.
 
     Raises:
-        ValueError: If the method is unknown.
+        PlssmError: If the method is unknown.
         DataError: If the data do not match the model.
         CapabilityError: If the dynamics have no ReLU form.
 
@@ -43,7 +43,7 @@ def smooth(
         torch.Size([1, 10, 2])
     """
     if method not in METHODS:
-        raise ValueError(f"smooth: method is {method!r}, wanted one of {METHODS}.")
+        raise PlssmError(f"smooth: method is {method!r}, wanted one of {METHODS}.")
     model.check(data)
     if not isinstance(model.dynamics, PiecewiseLinear):
         raise CapabilityError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from plssm.errors import PlssmError
+
 __all__ = ["LEARNABLE", "Stage", "annealed_stages", "plain_stages"]
 
 LEARNABLE = ("dynamics", "process_noise", "initial", "observations")
@@ -37,17 +39,17 @@ class Stage:
         object.__setattr__(self, "learn", tuple(self.learn))
         unknown = set(self.learn) - set(LEARNABLE)
         if unknown:
-            raise ValueError(
+            raise PlssmError(
                 f"Stage {self.name!r}: learn has {sorted(unknown)}, wanted some of {LEARNABLE}."
             )
         if self.dynamics not in ("linear", "model"):
-            raise ValueError(
+            raise PlssmError(
                 f"Stage {self.name!r}: dynamics is {self.dynamics!r}, wanted linear or model."
             )
         if self.iterations < 0:
-            raise ValueError(f"Stage {self.name!r}: iterations is {self.iterations}, wanted >= 0.")
+            raise PlssmError(f"Stage {self.name!r}: iterations is {self.iterations}, wanted >= 0.")
         if self.process_noise is not None and not self.process_noise > 0:
-            raise ValueError(
+            raise PlssmError(
                 f"Stage {self.name!r}: process_noise is {self.process_noise}, wanted > 0."
             )
 

@@ -104,7 +104,8 @@ def lift(state: StartPath, inside: np.ndarray, dim: int, *, seed: int) -> StartP
     flat = state.mean[inside]
     k = flat.shape[1]
     spread = np.maximum(flat.std(0), 1e-6 * max(flat.std(), 1e-300))
-    values, vectors = np.linalg.eigh(np.cov(flat.T).reshape(k, k))
+    centred = flat - flat.mean(0)
+    values, vectors = np.linalg.eigh(centred.T @ centred / max(len(flat) - 1, 1))
     scale = np.sqrt(np.maximum(values, 1e-12 * max(values.max(), 1e-300)))
     blocks = [np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in range(-(-dim // k) - 1)]
     own = np.diag(rng.choice((-1.0, 1.0), k) / spread)

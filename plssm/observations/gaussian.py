@@ -200,7 +200,8 @@ class Gaussian(ObservationModel):
         """Closed-form maximum over weight, intercept, nuisance weight and noise.
 
         Each channel has its own normal equations over the entries that were observed; frozen
-        parameters keep their values and act as known. The noise has a floor of 1e-5 of the channel's variance (lower where it started lower).
+        parameters keep their values and act as known. The noise has a floor of 1e-5 of the
+        channel's variance (lower where it started lower).
 
         Args:
             m: The modality (samples ``[B, n, N]``).
