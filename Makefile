@@ -29,10 +29,10 @@ demo: $(STAMP) ## fit a real recording, print the table, write the pictures
 test: $(STAMP) ## style, then all quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+	$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 slow: $(STAMP) ## the tests that take minutes
-	$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)
+	$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 
 lint: $(STAMP) ## style only
 	$(BIN)/ruff check .
@@ -46,7 +46,7 @@ types: $(STAMP) ## check the type annotations
 	$(BIN)/mypy
 
 coverage: $(STAMP) ## which lines the tests reach
-	$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -q -n $(WORKERS) --cov $(ARGS)
+	$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --cov $(ARGS)
 
 bench: $(STAMP) ## every benchmark beside its peer (installs the peers)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"

@@ -18,6 +18,7 @@ import plssm as ps
 from plssm.data.synthetic import lorenz63
 
 DT, STEPS, NOISE, DIM, RUN, TRANSIENT = 0.02, 1000, 0.1, 15, 100_000, 1000
+QUARTILES = (0.25, 0.5, 0.75)
 COMMAND = "python -m benchmarks lorenz_em --out benchmarks/results"
 
 
@@ -35,9 +36,9 @@ def free_run(fit: ps.Fit, data: ps.Dataset, *, noise: bool) -> np.ndarray:
     start = fit.posterior(data).mean[0, -1]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        z = fit.model.dynamics.rollout(
-            start, RUN + TRANSIENT, noise=noise, generator=generator
-        )[TRANSIENT:]
+        z = fit.model.dynamics.rollout(start, RUN + TRANSIENT, noise=noise, generator=generator)[
+            TRANSIENT:
+        ]
         return fit.model.observations["x"].features(z).numpy()
 
 
@@ -56,7 +57,10 @@ def figures(fit: ps.Fit, data: ps.Dataset, truth: np.ndarray) -> dict:
     try:
         row["lyapunov_max"] = float(
             ps.analysis.lyapunov_spectrum(
-                fit.model.dynamics, steps=50_000, dt=DT, start=fit.posterior(data).mean[0, -1].numpy()
+                fit.model.dynamics,
+                steps=50_000,
+                dt=DT,
+                start=fit.posterior(data).mean[0, -1].numpy(),
             )[0]
         )
     except ps.errors.PlssmError:
@@ -76,7 +80,10 @@ def run_starts(kind: str, data: ps.Dataset, truth: np.ndarray, given: argparse.N
         engine = ps.inference.LaplaceEM(seed=start, iterations=given.iterations)
         fit = engine.fit(model, data, progress=False)
         rows.append({"kind": kind, "start": start, **figures(fit, data, truth)})
-        print("  ".join(f"{k} {v:.4g}" if k != "kind" else v for k, v in rows[-1].items()), flush=True)
+        print(
+            "  ".join(f"{k} {v:.4g}" if k != "kind" else v for k, v in rows[-1].items()),
+            flush=True,
+        )
     return rows
 
 
@@ -85,7 +92,10 @@ def summarise(rows: list) -> dict:
     best = max(rows, key=lambda r: r["evidence"])
     names = [k for k in rows[0] if k not in ("kind", "start")]
     spread = {
-        k: [float(np.quantile([r[k] for r in rows], q, method="nearest")) for q in (0.25, 0.5, 0.75)]
+        k: [
+            float(np.quantile([r[k] for r in rows], q, method="nearest"))
+            for q in (0.25, 0.5, 0.75)
+        ]
         for k in names
     }
     return {"chosen_by_evidence": best, "quartiles": spread}

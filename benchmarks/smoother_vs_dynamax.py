@@ -3,8 +3,9 @@
 One trial, M=10, N=20, float64. The linear E-step is posterior mean, lag-0 and lag-1 covariances
 and evidence, which is what dynamax's smoother returns; both must agree. The PLRNN E-step is the
 mode search from the mode before the last M-step, covariances, evidence, and the exact moments of
-the rectified states. Both count from parameters and data to results. ``--check-first-use``
-measures the first E-step of a new process, with the compiled kernels on disk.
+the rectified states. Both count from parameters and data to results; the row "kernels" is the
+compiled solve and the covariances of the linear one alone. ``--check-first-use`` measures the
+first E-step of a new process, with the compiled kernels on disk.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ import numpy as np
 import torch
 
 import plssm as ps
-from plssm.inference.laplace import laplace_posterior
-from plssm.inference.m_step import transition_statistics, update_coefficients
+from plssm.inference.chain_prior import ChainPrior
+from plssm.inference.laplace import expand, laplace_posterior
+from plssm.inference.m_step import update_coefficients
+from plssm.inference.quadratic_chain import linear_solve
+from plssm.inference.statistics import exact_statistics
 
 DIM, CHANNELS = 10, 20
 
@@ -33,17 +37,25 @@ def parameters(seed: int) -> dict[str, np.ndarray]:
     coupling = 0.2 * rng.standard_normal((DIM, DIM)) / np.sqrt(DIM)
     np.fill_diagonal(coupling, 0.0)
     return {
-        "decay": rng.uniform(0.3, 0.9, DIM), "coupling": coupling,
-        "h": 0.3 * rng.standard_normal(DIM), "mean": rng.standard_normal(DIM),
-        "B": rng.standard_normal((CHANNELS, DIM)), "bias": rng.standard_normal(CHANNELS),
-        "noise": rng.uniform(0.3, 1.0, CHANNELS), "process": rng.uniform(0.05, 0.2, DIM),
+        "decay": rng.uniform(0.3, 0.9, DIM),
+        "coupling": coupling,
+        "h": 0.3 * rng.standard_normal(DIM),
+        "mean": rng.standard_normal(DIM),
+        "B": rng.standard_normal((CHANNELS, DIM)),
+        "bias": rng.standard_normal(CHANNELS),
+        "noise": rng.uniform(0.3, 1.0, CHANNELS),
+        "process": rng.uniform(0.05, 0.2, DIM),
     }
 
 
 def build(p: dict[str, np.ndarray], kind: str) -> ps.StateSpaceModel:
     """The linear model or the PLRNN with these parameters."""
-    shared = {"h": p["h"], "process_noise": p["process"], "initial_mean": p["mean"],
-              "initial_noise": np.ones(DIM)}
+    shared = {
+        "h": p["h"],
+        "process_noise": p["process"],
+        "initial_mean": p["mean"],
+        "initial_noise": np.ones(DIM),
+    }
     if kind == "linear":
         matrix = np.diag(p["decay"]) + p["coupling"]
         dynamics = ps.dynamics.LinearDynamics.from_parameters(A=matrix, **shared)
@@ -64,9 +76,13 @@ def dynamax_smoother(p: dict[str, np.ndarray], y: np.ndarray):
     from dynamax.linear_gaussian_ssm.inference import make_lgssm_params
 
     known = make_lgssm_params(
-        initial_mean=p["mean"], initial_cov=np.eye(DIM),
-        dynamics_weights=np.diag(p["decay"]) + p["coupling"], dynamics_bias=p["h"],
-        dynamics_cov=np.diag(p["process"]), emissions_weights=p["B"], emissions_bias=p["bias"],
+        initial_mean=p["mean"],
+        initial_cov=np.eye(DIM),
+        dynamics_weights=np.diag(p["decay"]) + p["coupling"],
+        dynamics_bias=p["h"],
+        dynamics_cov=np.diag(p["process"]),
+        emissions_weights=p["B"],
+        emissions_bias=p["bias"],
         emissions_cov=np.diag(p["noise"]),
     )
     known, y = jax.tree_util.tree_map(jax.numpy.asarray, (known, y))
@@ -78,10 +94,18 @@ def e_step(model: ps.StateSpaceModel, batch: ps.data.Batch, start: np.ndarray | 
     """Everything an M-step needs; also the number of linear solves."""
     result = laplace_posterior(model, batch, start=start)
     posterior = result.posterior
-    moments = (posterior.covariance(), posterior.cross_covariance())
+    moments = posterior.arrays()
     if start is not None:
-        moments = transition_statistics(model.dynamics, posterior, batch)
+        moments = exact_statistics(model.dynamics, posterior, batch)
     return posterior, moments, result
+
+
+def kernels(model: ps.StateSpaceModel, batch: ps.data.Batch):
+    """The compiled part of the linear E-step alone, as a function without arguments."""
+    prior = ChainPrior.of(model.dynamics, batch)
+    terms = expand(model, batch, np.zeros((1, batch.steps, DIM)))
+    none = np.zeros((1, batch.steps - 1, 0))
+    return lambda: linear_solve(prior, terms, none)[1].covariances()
 
 
 def agree(posterior: ps.posterior.GaussianChain, peer) -> float:
@@ -89,12 +113,14 @@ def agree(posterior: ps.posterior.GaussianChain, peer) -> float:
     mean = posterior.mean[0].numpy()
     cross = posterior.cross_covariance()[0].numpy() + mean[:-1, :, None] * mean[1:, None, :]
     evidence = float(posterior.log_evidence[0])
-    return float(max(
-        np.abs(mean - peer.smoothed_means).max(),
-        np.abs(posterior.covariance()[0].numpy() - peer.smoothed_covariances).max(),
-        np.abs(cross - peer.smoothed_cross_covariances).max(),
-        abs(evidence / float(peer.marginal_loglik) - 1),
-    ))
+    return float(
+        max(
+            np.abs(mean - peer.smoothed_means).max(),
+            np.abs(posterior.covariance()[0].numpy() - peer.smoothed_covariances).max(),
+            np.abs(cross - peer.smoothed_cross_covariances).max(),
+            abs(evidence / float(peer.marginal_loglik) - 1),
+        )
+    )
 
 
 def alternate(functions: dict, repeats: int) -> dict[str, list[float]]:
@@ -117,9 +143,10 @@ def measure(steps: int, repeats: int) -> list[dict]:
     data, curved = linear.simulate(steps, seed=1), plrnn.simulate(steps, seed=2)
     batch, curved_batch = data.batch(), curved.batch()
     before = laplace_posterior(plrnn, curved_batch)
-    statistics = transition_statistics(plrnn.dynamics, before.posterior, curved_batch)
+    statistics = exact_statistics(plrnn.dynamics, before.posterior, curved_batch)
     update_coefficients(plrnn.dynamics, statistics, before.posterior, curved_batch)
     functions = {
+        "kernels": kernels(linear, batch),
         "linear": lambda: e_step(linear, batch),
         "plrnn": lambda: e_step(plrnn, curved_batch, before.path),
     }
@@ -134,14 +161,20 @@ def measure(steps: int, repeats: int) -> list[dict]:
     times = alternate(functions, repeats)
     search = e_step(plrnn, curved_batch, before.path)[2]
     rows = []
-    for name in ("linear", "plrnn"):
-        row = {"model": name, "steps": steps, "ms": float(np.median(times[name])),
-               "spread": [float(x) for x in np.quantile(times[name], [0.25, 0.75])]}
+    for name in ("kernels", "linear", "plrnn"):
+        row = {
+            "model": name,
+            "steps": steps,
+            "ms": float(np.median(times[name])),
+            "spread": [float(x) for x in np.quantile(times[name], [0.25, 0.75])],
+        }
         if "dynamax" in times:
             row["peer_ms"] = float(np.median(times["dynamax"]))
             row["ratio"] = row["peer_ms"] / row["ms"]
-        row |= ({"difference": difference} if name == "linear" else
-                {"solves": search.solves, "status": search.status[0], "pinned": search.pinned})
+        if name == "linear":
+            row["difference"] = difference
+        elif name == "plrnn":
+            row |= {"solves": search.solves, "status": search.status[0], "pinned": search.pinned}
         rows.append(row)
     return rows
 
@@ -163,7 +196,10 @@ def first_use(kind: str) -> tuple[float, float]:
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", FIRST_USE.format(kind=kind, start=start)],
-            cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     loading, using = map(float, done.stdout.split())
     return loading, using
@@ -184,17 +220,24 @@ def main(argv: list[str] | None = None) -> int:
     for steps in options.steps:
         for row in measure(steps, options.repeats):
             record["rows"].append(row)
-            peer = f"dynamax {row['peer_ms']:8.1f} ms  ratio {row['ratio']:5.1f}" if (
-                "ratio" in row) else ""
+            peer = (
+                f"dynamax {row['peer_ms']:8.1f} ms  ratio {row['ratio']:5.1f}"
+                if ("ratio" in row)
+                else ""
+            )
             extra = {k: row[k] for k in ("difference", "solves", "status", "pinned") if k in row}
-            print(f"{row['model']:<7} T={steps:<6} {row['ms']:8.2f} ms "
-                  f"({row['spread'][0]:.2f}-{row['spread'][1]:.2f})  {peer}  {extra}")
+            print(
+                f"{row['model']:<7} T={steps:<6} {row['ms']:8.2f} ms "
+                f"({row['spread'][0]:.2f}-{row['spread'][1]:.2f})  {peer}  {extra}"
+            )
     if options.check_first_use:
         for kind in ("linear", "plrnn"):
             loading, using = first_use(kind)
             record[f"first_use_{kind}"] = [loading, using]
-            print(f"second process, {kind}: import and simulate {loading:.2f} s, "
-                  f"first E-step {using:.2f} s")
+            print(
+                f"second process, {kind}: import and simulate {loading:.2f} s, "
+                f"first E-step {using:.2f} s"
+            )
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         target = options.out / "smoother_vs_dynamax.json"

@@ -8,7 +8,7 @@ import numpy as np
 
 from plssm.inference.active_set import ActiveSet, ascend, clarke_slopes
 from plssm.inference.chain_prior import ChainPrior
-from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve
+from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve, log_joint
 from plssm.kernels.mode_search import search_modes
 from plssm.linalg.block_tridiagonal import ChainFactor
 
@@ -124,7 +124,7 @@ def _result(
         "failed" if bad else "max_solves" if slow else "stationary"
         for bad, slow in zip(failed, late, strict=True)
     )
-    value = prior.log_prob(path) + terms.value(path)
+    value = log_joint(prior, terms, path)
     pinned = ((slope > 0) & (slope < 1)).sum((1, 2))
     return ChainMode(path, slope, value, factor, status, solves, pinned)
 
@@ -142,8 +142,8 @@ def _below(
     """Trials whose path is worse than the start, ``[B]``."""
     if start is None:
         return np.zeros(len(path), dtype=bool)
-    before = prior.log_prob(start) + terms.value(start)
-    after = prior.log_prob(path) + terms.value(path)
+    before = log_joint(prior, terms, start)
+    after = log_joint(prior, terms, path)
     return after < before - 1e-9 * (1 + np.abs(before))
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from plssm.inference.chain_prior import ChainPrior
+from plssm.inference.chain_prior import LOG_2PI, ChainPrior
 from plssm.kernels.chain import solve_chain
+from plssm.kernels.mode_search import path_values
 from plssm.linalg.block_tridiagonal import ChainFactor
 
-__all__ = ["QuadraticTerms", "absolute", "linear_solve"]
+__all__ = ["QuadraticTerms", "absolute", "linear_solve", "log_joint"]
 
 
 def absolute(blocks: np.ndarray) -> np.ndarray:
@@ -72,6 +73,23 @@ class QuadraticTerms:
             self.score[trials],
             self.information if shared else self.information[trials],
         )
+
+
+def log_joint(prior: ChainPrior, terms: QuadraticTerms, path: np.ndarray) -> np.ndarray:
+    """Log joint density of paths ``[B, T, M]`` with quadratic observation terms, ``[B]``."""
+    value = path_values(
+        prior.form,
+        prior.drive,
+        prior.precision,
+        prior.initial_mean,
+        prior.initial_precision,
+        terms.information,
+        terms.score,
+        path,
+        prior.length,
+    )
+    constant = prior.initial_logdet + (prior.length - 1) * prior.logdet
+    return terms.constant + value - 0.5 * (constant + prior.length * prior.dim * LOG_2PI)
 
 
 def linear_solve(

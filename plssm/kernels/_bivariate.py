@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
 from numpy.polynomial.legendre import leggauss
 
-from plssm.kernels import _fresh_cache  # noqa: F401  (before anything is loaded)
+from plssm.kernels._compile import compiled
 
 __all__ = ["bvn", "normal_cdf", "normal_pdf", "rectified_covariance"]
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 _X6, _W6 = leggauss(6)
 _X12, _W12 = leggauss(12)
 _X20, _W20 = leggauss(20)
@@ -20,19 +18,19 @@ _SQRT_TWO_PI = math.sqrt(2.0 * math.pi)
 _SQRT_HALF = math.sqrt(0.5)
 
 
-@njit(**_OPTIONS)
+@compiled
 def normal_cdf(x):
     """Standard normal distribution function."""
     return 0.5 * math.erfc(-x * _SQRT_HALF)
 
 
-@njit(**_OPTIONS)
+@compiled
 def normal_pdf(x):
     """Standard normal density."""
     return math.exp(-0.5 * x * x) / _SQRT_TWO_PI
 
 
-@njit(**_OPTIONS)
+@compiled
 def _over_correlation(a, b, rho, nodes, weights, order):
     """Integral from 0 to rho of (rho - r)^order phi2(a, b; r) dr, order 0 or 1."""
     angle = 0.5 * math.asin(rho)
@@ -46,7 +44,7 @@ def _over_correlation(a, b, rho, nodes, weights, order):
     return total * angle / _TWO_PI
 
 
-@njit(**_OPTIONS)
+@compiled
 def _to_one(a, b, rho):
     """Integral from rho > 0 to 1 of phi2(a, b; r) dr, for rho close to 1.
 
@@ -78,7 +76,7 @@ def _to_one(a, b, rho):
     return total / _TWO_PI
 
 
-@njit(**_OPTIONS)
+@compiled
 def bvn(a, b, rho):
     """Probability that two standard normals with correlation rho lie below a and b."""
     if math.isnan(a) or math.isnan(b) or math.isnan(rho):
@@ -101,7 +99,7 @@ def bvn(a, b, rho):
     return max(normal_cdf(a) * normal_cdf(b) + change, 0.0)
 
 
-@njit(**_OPTIONS)
+@compiled
 def rectified_covariance(a, b, rho):
     """Covariance of max(0, a + x) and max(0, b + y) for standard normals of correlation rho."""
     cdf_a, cdf_b = normal_cdf(a), normal_cdf(b)
@@ -114,7 +112,7 @@ def rectified_covariance(a, b, rho):
     return _correlated(a, b, rho)
 
 
-@njit(**_OPTIONS)
+@compiled
 def _correlated(a, b, rho):
     """The same for rho > 0.95, through the bivariate distribution function."""
     q2 = (1.0 - rho) * (1.0 + rho)

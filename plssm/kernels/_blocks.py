@@ -13,9 +13,19 @@ import math
 
 from plssm.kernels._compile import compiled
 
-__all__ = ["add_offset", "assemble", "assemble_shared", "back_substitute", "blend",
-           "eliminate", "forward_substitute", "invert_factor", "padded", "smooth", "subtract_rows"]
-
+__all__ = [
+    "add_offset",
+    "assemble",
+    "assemble_shared",
+    "back_substitute",
+    "blend",
+    "eliminate",
+    "forward_substitute",
+    "invert_factor",
+    "padded",
+    "smooth",
+    "subtract_rows",
+]
 
 
 def padded(m: int) -> int:

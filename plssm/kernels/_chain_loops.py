@@ -23,9 +23,17 @@ from plssm.kernels._vector_blocks import (
     smooth,
 )
 
-__all__ = ["assemble_and_solve", "block_size", "close_trial", "factor_trials", "finish",
-           "log_pivots", "sample_trials", "select_inverse", "solve_trials"]
-
+__all__ = [
+    "assemble_and_solve",
+    "block_size",
+    "close_trial",
+    "factor_trials",
+    "finish",
+    "log_pivots",
+    "sample_trials",
+    "select_inverse",
+    "solve_trials",
+]
 
 
 @compiled
@@ -51,12 +59,11 @@ def log_pivots(rows, here, size):
 
 
 @compiled
-def close_trial(rows, start, steps, failed, total, size):
-    """Clears a trial that failed; returns its log-determinant."""
-    if failed:
-        rows[start : start + steps * block_size(size)] = 0.0
-        return np.inf
-    return total
+def close_trial(rows, start, n, steps, failed, total, size):
+    """Clears what lies beyond a trial's end, or all of one that failed; returns log |U|."""
+    block = block_size(size)
+    rows[start + (0 if failed else n) * block : start + steps * block] = 0.0
+    return np.inf if failed else total
 
 
 @compiled
@@ -72,6 +79,7 @@ def factor_trials(rows, diag, off, length, logdet, status, first, last, size):
         start = block * (1 + b * steps)
         for t in range(length[b]):
             here = start + t * block
+            rows[here : here + block] = 0.0
             for i in range(m):
                 for j in range(m):
                     rows[here + i * 2 * w + j] = diag[((b * steps + t) * m + i) * m + j]
@@ -85,12 +93,27 @@ def factor_trials(rows, diag, off, length, logdet, status, first, last, size):
                 status[b] = t + 1
                 break
             total += log_pivots(rows, here, size)
-        logdet[b] = close_trial(rows, start, steps, status[b] != 0, total, size)
+        logdet[b] = close_trial(rows, start, length[b], steps, status[b] != 0, total, size)
 
 
 @compiled
-def assemble_and_solve(rows, mode, quadratic, jacobian, strides_j, offset, bases, information,
-                       strides_r, length, logdet, status, first, last, size):
+def assemble_and_solve(
+    rows,
+    mode,
+    quadratic,
+    jacobian,
+    strides_j,
+    offset,
+    bases,
+    information,
+    strides_r,
+    length,
+    logdet,
+    status,
+    first,
+    last,
+    size,
+):
     """Assembles, factors and solves the chain of a conditionally linear Gaussian model.
 
     `mode` comes in as the score plus the pull of the initial mean. `bases` holds four blocks of
@@ -121,8 +144,9 @@ def assemble_and_solve(rows, mode, quadratic, jacobian, strides_j, offset, bases
                 if shared:
                     assemble_shared(rows, here, bases, kind + 2 * block, information, ir, size)
                 else:
-                    assemble(rows, here, bases, kind, bases, 0, jacobian, ij, information, ir,
-                             size)
+                    assemble(
+                        rows, here, bases, kind, bases, 0, jacobian, ij, information, ir, size
+                    )
                 iu = (b * (steps - 1) + t) * m
                 add_offset(mode, z, carry, 0, offset, iu, bases, 0, jacobian, ij, size)
             before = here - block if t > 0 else 0
@@ -130,9 +154,10 @@ def assemble_and_solve(rows, mode, quadratic, jacobian, strides_j, offset, bases
                 status[b] = t + 1
                 break
             total += log_pivots(rows, here, size)
-        logdet[b] = close_trial(rows, start, steps, status[b] != 0, total, size)
-        quadratic[b] = finish(rows, mode, start, b * steps * m, steps,
-                               n if status[b] == 0 else 0, size)
+        logdet[b] = close_trial(rows, start, length[b], steps, status[b] != 0, total, size)
+        quadratic[b] = finish(
+            rows, mode, start, b * steps * m, steps, n if status[b] == 0 else 0, size
+        )
 
 
 @compiled
@@ -175,8 +200,15 @@ def sample_trials(rows, noise, samples, length, status, first, last, size):
     steps = (rows.size // block - 1) // length.size
     for a in range(samples):
         for b in range(first, last):
-            finish(rows, noise, block * (1 + b * steps), (a * length.size + b) * steps * m, steps,
-                    length[b] if status[b] == 0 else 0, size)
+            finish(
+                rows,
+                noise,
+                block * (1 + b * steps),
+                (a * length.size + b) * steps * m,
+                steps,
+                length[b] if status[b] == 0 else 0,
+                size,
+            )
 
 
 @compiled
@@ -195,8 +227,20 @@ def select_inverse(rows, covariance, cross, length, status, first, last, size):
             to = (b * steps + t) * m * m
             invert_factor(inverse, 0, rows, here, size)
             if t + 1 < n:
-                smooth(rows, here, covariance, to, to + m * m, cross,
-                       (b * (steps - 1) + t) * m * m, inverse, 0, gain, 0, size)
+                smooth(
+                    rows,
+                    here,
+                    covariance,
+                    to,
+                    to + m * m,
+                    cross,
+                    (b * (steps - 1) + t) * m * m,
+                    inverse,
+                    0,
+                    gain,
+                    0,
+                    size,
+                )
             else:
                 _square(covariance, to, inverse, size)
         covariance[(b * steps + n) * m * m : (b + 1) * steps * m * m] = 0.0

@@ -8,7 +8,9 @@ from scipy.linalg import solve_triangular
 __all__ = ["assemble_twin", "covariances_twin", "factor_twin", "solve_twin"]
 
 
-def assemble_twin(jacobian, offset, precision, initial_mean, initial_precision, information, score):
+def assemble_twin(
+    jacobian, offset, precision, initial_mean, initial_precision, information, score
+):
     """Blocks of U and v of one trial: diag [T, M, M], off [T-1, M, M], v [T, M]."""
     steps, m = score.shape
     diag = np.array(np.broadcast_to(information, (steps, m, m)))

@@ -152,10 +152,18 @@ class Emitter:
         """Transposes four rows (missing rows count as zero)."""
         a, b, c, d = rows + [self.zero()] * (_LANES - len(rows))
         even, odd, front, back = [0, 4, 2, 6], [1, 5, 3, 7], [0, 1, 4, 5], [2, 3, 6, 7]
-        t = [self.shuffle(a, b, even), self.shuffle(a, b, odd),
-             self.shuffle(c, d, even), self.shuffle(c, d, odd)]
-        return [self.shuffle(t[0], t[2], front), self.shuffle(t[1], t[3], front),
-                self.shuffle(t[0], t[2], back), self.shuffle(t[1], t[3], back)]
+        t = [
+            self.shuffle(a, b, even),
+            self.shuffle(a, b, odd),
+            self.shuffle(c, d, even),
+            self.shuffle(c, d, odd),
+        ]
+        return [
+            self.shuffle(t[0], t[2], front),
+            self.shuffle(t[1], t[3], front),
+            self.shuffle(t[0], t[2], back),
+            self.shuffle(t[1], t[3], back),
+        ]
 
     def row_sums(self, rows: list[ir.Value]) -> ir.Value:
         """Returns the sums over the elements of up to four vectors, as a vector."""

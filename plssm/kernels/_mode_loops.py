@@ -21,7 +21,9 @@ from plssm.kernels._vector_blocks import (
     subtract_rows,
 )
 
-__all__ = ["Chain", "Hinges", "maximise_trials", "revise_trials"]
+__all__ = ["Chain", "Hinges", "maximise_trials", "revise_trials", "value_trials"]
+
+_SLOPE = 1e-14  # slopes below this times the stiffness of the pins count as zero
 
 
 class Hinges(NamedTuple):
@@ -118,8 +120,23 @@ def _pin(rows, here, v, z, pinned, at, hinge, chain, size):
 
 
 @compiled
-def maximise_trials(rows, mode, quadratic, slope, pinned, pins, active, hinge, chain, length,
-                    logdet, status, first, last, size):
+def maximise_trials(
+    rows,
+    mode,
+    quadratic,
+    slope,
+    pinned,
+    pins,
+    active,
+    hinge,
+    chain,
+    length,
+    logdet,
+    status,
+    first,
+    last,
+    size,
+):
     """Maximises active trials for fixed slopes, with pinned gates held at zero if `pins`."""
     m = len(size)
     block = block_size(size)
@@ -154,8 +171,19 @@ def maximise_trials(rows, mode, quadratic, slope, pinned, pins, active, hinge, c
                     blend(jac, 0, hinge.linear, 0, hinge.outer, 0, slope, at, size)
                 else:
                     _linearise(jac, u, slope, at, hinge, size)
-                assemble(rows, here, chain.bases, kind, chain.bases, 0, jac, 0,
-                         chain.information, ir, size)
+                assemble(
+                    rows,
+                    here,
+                    chain.bases,
+                    kind,
+                    chain.bases,
+                    0,
+                    jac,
+                    0,
+                    chain.information,
+                    ir,
+                    size,
+                )
                 add_offset(mode, z, carry, 0, u, 0, chain.bases, 0, jac, 0, size)
                 if pins:
                     _pin(rows, here, mode, z, pinned, at, hinge, chain, size)
@@ -164,9 +192,10 @@ def maximise_trials(rows, mode, quadratic, slope, pinned, pins, active, hinge, c
                 status[b] = t + 1
                 break
             total += log_pivots(rows, here, size)
-        logdet[b] = close_trial(rows, start, steps, status[b] != 0, total, size)
-        quadratic[b] = finish(rows, mode, start, b * steps * m, steps,
-                              n if status[b] == 0 else 0, size)
+        logdet[b] = close_trial(rows, start, n, steps, status[b] != 0, total, size)
+        quadratic[b] = finish(
+            rows, mode, start, b * steps * m, steps, n if status[b] == 0 else 0, size
+        )
 
 
 @compiled
@@ -185,14 +214,15 @@ def _start_rhs(mode, z, b, t, chain, size):
 def _switch(gate, kink, at, slope, pinned, fraction, pinning, pin, hinges):
     """Updates the active set of one step; returns the number of changes."""
     changes = 0
+    tolerance = _SLOPE * pin
     for p in range(hinges):
         if pinned[at + p] != 0:
             left = pin * gate[p]
             right = left + kink[p]
             steep = kink[p] if kink[p] < 0.0 else -1.0
             fraction[at + p] = min(max(-left / steep, 0.0), 1.0)
-            up = right > 1e-12 * pin and right >= -left
-            if up or left < -1e-12 * pin:
+            up = right > tolerance and right >= -left
+            if up or left < -tolerance:
                 pinned[at + p] = 0
                 slope[at + p] = 1.0 if up else 0.0
                 changes += 1
@@ -230,8 +260,22 @@ def _residual(e, relu, gate, mode, z, drift, hinge, chain, size):
 
 
 @compiled
-def revise_trials(mode, slope, pinned, fraction, pinning, active, value, changes, hinge, chain,
-                  length, first, last, size):
+def revise_trials(
+    mode,
+    slope,
+    pinned,
+    fraction,
+    pinning,
+    active,
+    value,
+    changes,
+    hinge,
+    chain,
+    length,
+    first,
+    last,
+    size,
+):
     """Updates the active set of active trials; writes their objective and number of changes."""
     m = len(size)
     e = np.zeros(m)
@@ -261,8 +305,17 @@ def revise_trials(mode, slope, pinned, fraction, pinning, active, value, changes
             kink[:] = 0.0
             for p in range(0, chain.hinges, m):
                 subtract_rows(kink, p, x, 0, hinge.outer, p * m, size)
-            changes[b] += _switch(gate, kink, step * chain.hinges, slope, pinned, fraction,
-                                  pinning, chain.pin, chain.hinges)
+            changes[b] += _switch(
+                gate,
+                kink,
+                step * chain.hinges,
+                slope,
+                pinned,
+                fraction,
+                pinning,
+                chain.pin,
+                chain.hinges,
+            )
         value[b] = total
 
 
@@ -275,3 +328,29 @@ def _half_square(vector, at, matrix, start, product, size):
     for i in range(len(size)):
         total += vector[at + i] * product[i]
     return 0.5 * total
+
+
+@compiled
+def value_trials(path, value, hinge, chain, length, first, last, size):
+    """Writes the objective of paths, without constants."""
+    m = len(size)
+    e = np.zeros(m)
+    x = np.zeros(m)
+    relu = np.zeros(m)
+    gate = np.zeros(chain.hinges)
+    for b in range(first, last):
+        start = b * chain.steps * m
+        for i in range(m):
+            e[i] = path[start + i] - chain.mean[b * m + i]
+        total = _half_square(e, 0, chain.initial, 0, x, size)
+        for t in range(length[b]):
+            z = start + t * m
+            ir = b * chain.trial_stride + t * chain.step_stride
+            for i in range(m):
+                total += path[z + i] * chain.score[z + i]
+            total += _half_square(path, z, chain.information, ir, x, size)
+            if t + 1 < length[b]:
+                drift = (b * (chain.steps - 1) + t) * m
+                _residual(e, relu, gate, path, z, drift, hinge, chain, size)
+                total += _half_square(e, 0, chain.precision, 0, x, size)
+        value[b] = total

@@ -16,18 +16,17 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.polynomial.chebyshev import cheb2poly
 from scipy.special import erfcx
 
 from plssm.kernels._bivariate import rectified_covariance
+from plssm.kernels._compile import compiled
 
 __all__ = ["LANES", "rectify_lanes", "rectify_units"]
 
 LANES = 96
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-_PRECISE = {**_OPTIONS, "fastmath": {"contract", "nsz"}}
-_LOOSE = {**_OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}}
+_PRECISE = {"contract", "nsz"}
+_LOOSE = {"contract", "reassoc", "nsz"}
 _SERIES_LIMIT = 0.8
 _TOLERANCE = 1e-15
 _SMALLEST_SD = 1e-12
@@ -56,7 +55,7 @@ def _tail_polynomial(degree: int = 22) -> np.ndarray:
 _TAIL = _tail_polynomial()
 
 
-@njit(inline="always", **_PRECISE)
+@compiled(inline="always", fastmath=_PRECISE)
 def _exp(x):
     """exp(x) for x <= 0, without branches, so that loops over it vectorise."""
     x = -700.0 if x < -700.0 else x
@@ -79,7 +78,7 @@ def _exp(x):
     return p * np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)
 
 
-@njit(**_PRECISE)
+@compiled(fastmath=_PRECISE)
 def _upper_tails(a, pdf, tail):
     """Fills pdf with phi(a) and tail with 1 - Phi(|a|), elementwise."""
     size = a.size
@@ -98,7 +97,7 @@ def _upper_tails(a, pdf, tail):
         pdf[x] *= _PDF_AT_ZERO
 
 
-@njit(**_PRECISE)
+@compiled(fastmath=_PRECISE)
 def rectify_units(mean, variance, sd, a, cdf, pdf, expected, spread):
     """Moments of max(0, v) for normal v, elementwise on arrays of one shape.
 
@@ -130,7 +129,7 @@ def rectify_units(mean, variance, sd, a, cdf, pdf, expected, spread):
         spread[x] = 0.0 if value < 0.0 else value * sd[x] * sd[x]
 
 
-@njit(**_OPTIONS)
+@compiled
 def _terms(rho):
     """Number of terms after which Mehler's expansion is exact to rounding."""
     n = 2
@@ -141,7 +140,7 @@ def _terms(rho):
     return n
 
 
-@njit(**_LOOSE)
+@compiled(fastmath=_LOOSE)
 def _hermite(a, pdf, terms, table):
     """Fills table[:, k - 2] = psi_{k-2}(a) / sqrt(k (k - 1)) for k = 2 .. terms, [unit, lane]."""
     units, lanes = a.shape
@@ -162,7 +161,7 @@ def _hermite(a, pdf, terms, table):
                 before[x] = here
 
 
-@njit(**_LOOSE)
+@compiled(fastmath=_LOOSE)
 def _series(rho, cdf_i, cdf_j, terms, table, i, j, total):
     """Evaluates the expansion for one pair by Horner's rule, all lanes at once."""
     lanes = rho.size
@@ -185,7 +184,7 @@ def _series(rho, cdf_i, cdf_j, terms, table, i, j, total):
         total[x] = (total[x] * rho[x] + cdf_i[x] * cdf_j[x]) * rho[x]
 
 
-@njit(**_PRECISE)
+@compiled(fastmath=_PRECISE)
 def _correlation(row, inverse_i, inverse_j, sizes):
     """Turns covariances into correlations; returns the largest the series serves, and overall."""
     lanes = row.size
@@ -206,7 +205,7 @@ def _correlation(row, inverse_i, inverse_j, sizes):
     return served, overall
 
 
-@njit(**_OPTIONS)
+@compiled
 def rectify_lanes(covariance, sd, a, cdf, pdf, spread):
     """Replaces covariances [pair, lane] by those of the rectified units.
 

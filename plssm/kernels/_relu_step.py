@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from plssm.kernels import _fresh_cache  # noqa: F401  (before anything is loaded)
+from plssm.kernels._compile import compiled
 
 __all__ = ["add_matrix_vector", "dense", "form_arrays", "mean_step", "region_jacobian"]
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy",
-            "fastmath": {"contract", "reassoc", "nsz"}}  # fmt: skip
+_LOOSE = {"contract", "reassoc", "nsz"}
 
 
 def dense(name, x, wanted, shared=0):
@@ -62,7 +60,7 @@ def form_arrays(linear, bias, outer, inner, offset, inputs):
     return (identity, off, on, *rest)
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def add_matrix_vector(transposed, x, out):
     """Adds A x to out, for A given by its transpose (A's columns are rows of memory)."""
     for j in range(x.size):
@@ -72,7 +70,7 @@ def add_matrix_vector(transposed, x, out):
             out[i] += value * column[i]
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def mean_step(form, z, pre, out):
     """Writes the noise-free next state without inputs into out; pre [P] is scratch."""
     identity, off, on, bias, outer, inner, offset, _ = form
@@ -97,7 +95,7 @@ def mean_step(form, z, pre, out):
                 out[i] += value * column[i]
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def region_jacobian(form, z, pre, out):
     """Writes the transposed Jacobian at z into out [M, M]; pre [P] is scratch."""
     identity, off, on, _, outer, inner, offset, _ = form

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
-from numba import get_num_threads
+import torch
 
 __all__ = ["over_trials"]
 
@@ -16,7 +16,8 @@ _ENOUGH = 3e6  # multiplications below which starting a thread does not pay
 def over_trials(kernel: Callable, arguments: tuple, *, length: np.ndarray, m: int) -> None:
     """Calls kernel(*arguments, first, last, size) on ranges of trials of about equal work.
 
-    The number of threads is numba's (`numba.set_num_threads`, `NUMBA_NUM_THREADS`).
+    The number of threads is torch's (`torch.set_num_threads`); numba's own would start a second
+    pool of threads, which gets in the way of torch's.
 
     Args:
         kernel: A compiled kernel that runs without the interpreter lock.
@@ -26,7 +27,7 @@ def over_trials(kernel: Callable, arguments: tuple, *, length: np.ndarray, m: in
     """
     size = (0,) * m
     work = np.cumsum(length)
-    threads = min(get_num_threads(), len(length), int(work[-1] * m**3 / _ENOUGH) + 1)
+    threads = min(torch.get_num_threads(), len(length), int(work[-1] * m**3 / _ENOUGH) + 1)
     cuts = np.searchsorted(work, work[-1] * np.arange(1, threads) / threads)
     bounds = [0, *(int(c) + 1 for c in cuts), len(length)]
     ranges = [(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if a < b]

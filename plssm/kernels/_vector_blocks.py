@@ -16,8 +16,18 @@ from numba.extending import intrinsic
 from plssm.kernels import _blocks as plain
 from plssm.kernels._emit import Block, Emitter
 
-__all__ = ["LARGEST", "add_offset", "assemble", "assemble_shared", "back_substitute", "blend",
-           "eliminate", "invert_factor", "smooth", "subtract_rows"]
+__all__ = [
+    "LARGEST",
+    "add_offset",
+    "assemble",
+    "assemble_shared",
+    "back_substitute",
+    "blend",
+    "eliminate",
+    "invert_factor",
+    "smooth",
+    "subtract_rows",
+]
 
 LARGEST = 48
 
@@ -132,8 +142,10 @@ class _Pivots:
             for i in range(k + 1, len(sums)):
                 x = e.splat(factors[i])
                 sums[i] = [e.less(s, x, r) for s, r in zip(sums[i], sums[k], strict=True)]
-        return [[e.times(s, e.splat(scale)) for s in total]
-                for total, scale in zip(sums, self.scales, strict=True)]
+        return [
+            [e.times(s, e.splat(scale)) for s in total]
+            for total, scale in zip(sums, self.scales, strict=True)
+        ]
 
     def apply_vector(self, vector: ir.Value) -> ir.Value:
         """Eliminates and scales the panel's part of a right-hand side."""
@@ -220,10 +232,13 @@ def _invert_factor(e: Emitter, out, here):
         diagonal = [e.load_row(rows, 4 * panel + i, panel) for i in range(n)]
         scales = [e.inverse(e.pick(diagonal[i], i)) for i in range(n)]
         for columns in _narrow(e, panel + 1):
-            sums = [[e.constant([float(c == panel and i == j) for j in range(4)]) for c in columns]
-                    for i in range(n)]
-            sums = e.accumulate(sums, (rows, 4 * panel), (inverse, columns), 4 * columns[0],
-                                4 * panel)
+            sums = [
+                [e.constant([float(c == panel and i == j) for j in range(4)]) for c in columns]
+                for i in range(n)
+            ]
+            sums = e.accumulate(
+                sums, (rows, 4 * panel), (inverse, columns), 4 * columns[0], 4 * panel
+            )
             for k in range(n):
                 sums[k] = [e.times(x, e.splat(scales[k])) for x in sums[k]]
                 for i in range(k + 1, n):
@@ -244,18 +259,31 @@ def _smooth(e: Emitter, here, to, following, lagged, inverse_at, gain_at):
     every = range(e.vectors)
     for panel in every:
         for columns in _narrow(e, e.vectors):
-            sums = e.accumulate(_zeros(e, panel, columns), (coupling, 4 * panel),
-                                (inverse, columns), 4 * columns[0], e.m, subtract=False)
+            sums = e.accumulate(
+                _zeros(e, panel, columns),
+                (coupling, 4 * panel),
+                (inverse, columns),
+                4 * columns[0],
+                e.m,
+                subtract=False,
+            )
             _put(e, sums, gain, panel, columns)
     for panel in every:
         for columns in e.groups(0, e.vectors):
-            sums = e.accumulate(_zeros(e, panel, columns), (gain, 4 * panel), (p_next, columns),
-                                0, e.m)
+            sums = e.accumulate(
+                _zeros(e, panel, columns), (gain, 4 * panel), (p_next, columns), 0, e.m
+            )
             _put(e, sums, cross, panel, columns)
     for panel in every:
         for columns in e.groups(panel, e.vectors):
-            sums = e.accumulate(_zeros(e, panel, columns), (inverse, 4 * panel),
-                                (inverse, columns), 4 * columns[0], e.m, subtract=False)
+            sums = e.accumulate(
+                _zeros(e, panel, columns),
+                (inverse, 4 * panel),
+                (inverse, columns),
+                4 * columns[0],
+                e.m,
+                subtract=False,
+            )
             sums = e.accumulate(sums, (cross, 4 * panel), (gain, columns), 0, e.m, across=True)
             _put_symmetric(e, sums, p, panel, columns)
 
@@ -300,16 +328,21 @@ def _assemble(e: Emitter, here, base_at, precision_at, jacobian_at, information_
     information = _tight(e, information_at)
     for panel in range(e.vectors):
         for columns in e.groups(0, e.vectors):
-            sums = e.accumulate(_zeros(e, panel, columns), (jacobian, 4 * panel),
-                                (precision, columns), 0, e.m)
+            sums = e.accumulate(
+                _zeros(e, panel, columns), (jacobian, 4 * panel), (precision, columns), 0, e.m
+            )
             _put(e, sums, right, panel, columns)
     for panel in range(e.vectors):
         for columns in e.groups(panel, e.vectors):
-            sums = [[e.add(a, b) for a, b in zip(x, y, strict=True)]
-                    for x, y in zip(_rows(e, base, panel, columns),
-                                    _rows(e, information, panel, columns), strict=True)]
-            sums = e.accumulate(sums, (right, 4 * panel), (jacobian, columns), 0, e.m,
-                                across=True)
+            sums = [
+                [e.add(a, b) for a, b in zip(x, y, strict=True)]
+                for x, y in zip(
+                    _rows(e, base, panel, columns),
+                    _rows(e, information, panel, columns),
+                    strict=True,
+                )
+            ]
+            sums = e.accumulate(sums, (right, 4 * panel), (jacobian, columns), 0, e.m, across=True)
             _put(e, sums, rows, panel, columns)
 
 
@@ -318,8 +351,14 @@ def _add_offset(e: Emitter, y, carry, offset, precision_at, jacobian_at):
     precision, jacobian = _joint(e, precision_at), _tight(e, jacobian_at)
     columns = list(range(e.vectors))
     sums = [[e.add(_part(e, y, c), _part(e, carry, c)) for c in columns]]
-    pulled = e.accumulate([[e.zero() for _ in columns]], (_column(offset), 0),
-                          (precision, columns), 0, e.m, subtract=False)
+    pulled = e.accumulate(
+        [[e.zero() for _ in columns]],
+        (_column(offset), 0),
+        (precision, columns),
+        0,
+        e.m,
+        subtract=False,
+    )
     for c in columns:
         e.store(pulled[0][c], e.at(carry, 4 * c), e.width(c))
     sums = e.accumulate(sums, (_column(carry), 0), (jacobian, columns), 0, e.m)

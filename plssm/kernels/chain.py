@@ -69,11 +69,22 @@ def solve_chain(
     result = empty_factor(n, steps, m, trial_lengths(length, n, steps), quadratic=True)
     over_trials(
         loops.assemble_and_solve,
-        (result.flat, mode.reshape(-1), result.quadratic, jacobian.reshape(-1),
-         strides(jacobian, n, steps - 1), offset.reshape(-1), bases.reshape(-1),
-         information.reshape(-1), strides(information, n, steps), result.length, result.logdet,
-         result.status),
-        length=result.length, m=m,
+        (
+            result.flat,
+            mode.reshape(-1),
+            result.quadratic,
+            jacobian.reshape(-1),
+            strides(jacobian, n, steps - 1),
+            offset.reshape(-1),
+            bases.reshape(-1),
+            information.reshape(-1),
+            strides(information, n, steps),
+            result.length,
+            result.logdet,
+            result.status,
+        ),
+        length=result.length,
+        m=m,
     )
     return mode, result
 
@@ -101,8 +112,9 @@ def strides(array: np.ndarray, trials: int, steps: int) -> tuple[int, int]:
     return (block * array.shape[1] if array.shape[0] > 1 else 0), step
 
 
-def checked(name: str, array: np.ndarray, shape: tuple[int, ...], *,
-             shared: bool = False) -> np.ndarray:
+def checked(
+    name: str, array: np.ndarray, shape: tuple[int, ...], *, shared: bool = False
+) -> np.ndarray:
     """Returns a C-contiguous array that has the shape, up to shared leading axes."""
     array = dense(array)
     fits = array.ndim == len(shape) and all(

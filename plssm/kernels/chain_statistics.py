@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit
 
+from plssm.kernels._compile import compiled
 from plssm.kernels._rectified_lanes import LANES, rectify_lanes, rectify_units
 from plssm.kernels.gaussian_moments import (
     relu_cross_moments,
@@ -15,11 +15,10 @@ from plssm.kernels.gaussian_moments import (
 
 __all__ = ["chain_statistics", "chain_statistics_plain"]
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-_LOOSE = {**_OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}}
+_LOOSE = {"contract", "reassoc", "nsz"}
 
 
-@njit(**_LOOSE)
+@compiled(fastmath=_LOOSE)
 def _sum_blocks(P, X, at, after, pair, sums):
     """Sums of P_{t-1}, P_t and X_{t-1} over the transitions; blocks are flat rows."""
     for n in range(at.size):
@@ -30,7 +29,7 @@ def _sum_blocks(P, X, at, after, pair, sums):
             sums[2, k] += X[cross, k]
 
 
-@njit(**_OPTIONS)
+@compiled
 def _to_lanes(blocks, rows, out):
     """Copies blocks[rows[x]] to out[:, x]."""
     for x in range(rows.size):
@@ -39,7 +38,7 @@ def _to_lanes(blocks, rows, out):
             out[k, x] = block[k]
 
 
-@njit(**_LOOSE)
+@compiled(fastmath=_LOOSE)
 def _dot(x, y):
     """Inner product."""
     total = 0.0
@@ -48,7 +47,7 @@ def _dot(x, y):
     return total
 
 
-@njit(**_LOOSE)
+@compiled(fastmath=_LOOSE)
 def _combine(weights, rows, first, stride, out):
     """Writes the sum of weights[i] * rows[first + i * stride] into out."""
     for x in range(out.size):
@@ -59,16 +58,22 @@ def _combine(weights, rows, first, stride, out):
             out[x] += weight * rows[row, x]
 
 
-@njit(**_OPTIONS)
-def _pull_back(inner, blocks, out):
-    """Multiplies blocks [M M, lane] by the gate weights from the left: out [P M, lane]."""
+@compiled
+def _gate_covariances(inner, identity, blocks, rows):
+    """Multiplies blocks[rows] by the gate weights from the left: [P M, lane]."""
     gates, size = inner.shape
+    states = np.empty((size * size, rows.size))
+    _to_lanes(blocks, rows, states)
+    if identity:
+        return states
+    out = np.empty((gates * size, rows.size))
     for p in range(gates):
         for j in range(size):
-            _combine(inner[p], blocks, j, size, out[p * size + j])
+            _combine(inner[p], states, j, size, out[p * size + j])
+    return out
 
 
-@njit(**_OPTIONS)
+@compiled
 def _pair_covariances(inner, identity, before, out):
     """Covariances of the pre-activations, pairs (p, q >= p); before is Cov(pre, z) [P M, lane]."""
     gates, size = inner.shape
@@ -82,22 +87,14 @@ def _pair_covariances(inner, identity, before, out):
             n += 1
 
 
-@njit(**_OPTIONS)
+@compiled
 def _gate_block(pre, P, X, inner, identity, at, pair, expected, to_gates, relu):
     """Adds the sums of one block of transitions, one per lane; see `_gate_sums`."""
     gates, size = inner.shape
     lanes = at.size
     shape = (gates, lanes)
-    before, ahead = np.empty((size * size, lanes)), np.empty((size * size, lanes))
-    _to_lanes(P, at, before)
-    _to_lanes(X, pair, ahead)
-    if not identity:
-        blocks = before
-        before = np.empty((gates * size, lanes))
-        _pull_back(inner, blocks, before)
-        blocks = ahead
-        ahead = np.empty((gates * size, lanes))
-        _pull_back(inner, blocks, ahead)
+    before = _gate_covariances(inner, identity, P, at)
+    ahead = _gate_covariances(inner, identity, X, pair)
     packed = np.empty((gates * (gates + 1) // 2, lanes))
     _pair_covariances(inner, identity, before, packed)
     variance, mean = np.empty(shape), np.empty(shape)
@@ -125,7 +122,7 @@ def _gate_block(pre, P, X, inner, identity, at, pair, expected, to_gates, relu):
             q += 1
 
 
-@njit(**_OPTIONS)
+@compiled
 def _gate_sums(pre, P, X, inner, identity, at, pair, expected, to_gates, relu):
     """Covariance sums that involve the gates, LANES transitions at a time.
 
@@ -195,9 +192,16 @@ def _regressors(mean, expected, inputs, state):
 
 
 def chain_statistics(
-    mean: np.ndarray, P: np.ndarray, X: np.ndarray, inputs: np.ndarray | None,
-    length: np.ndarray, *, inner: np.ndarray | None = None, offset: np.ndarray | None = None,
-    gates: bool = True, threads: int = 1,
+    mean: np.ndarray,
+    P: np.ndarray,
+    X: np.ndarray,
+    inputs: np.ndarray | None,
+    length: np.ndarray,
+    *,
+    inner: np.ndarray | None = None,
+    offset: np.ndarray | None = None,
+    gates: bool = True,
+    threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     r"""Sums the expected products that the closed-form M-step of the dynamics needs.
 
@@ -221,9 +225,7 @@ def chain_statistics(
     Returns:
         E_L [Rg, Rg], E_R [M, Rg], Z [M, M] with Rg = M + P + 1 + K, and the number of transitions.
     """
-    mean, P, X = (
-        np.require(x, dtype=np.float64, requirements=["C", "W"]) for x in (mean, P, X)
-    )
+    mean, P, X = (np.require(x, dtype=np.float64, requirements=["C", "W"]) for x in (mean, P, X))
     length = np.asarray(length, dtype=np.int64)
     steps, size = mean.shape[1:]
     state, at, pair = _transitions(length, steps, len(P) < len(mean), len(X) < len(mean))
@@ -234,11 +236,11 @@ def chain_statistics(
     sums = sums.reshape(3, size, size)
     if gates:
         identity = inner is None
-        pre = mean[state] if identity else mean[state] @ inner.T
+        pre = mean[state] if inner is None else mean[state] @ inner.T
         pre = pre if offset is None else pre + offset
-        inner = np.array(np.eye(size) if identity else inner, dtype=np.float64, order="C")
+        weights = np.array(np.eye(size) if inner is None else inner, dtype=np.float64, order="C")
         expected, to_gates, relu = _split_covariance_sums(
-            pre, P, X, inner, identity, at, pair, threads
+            pre, P, X, weights, identity, at, pair, threads
         )
     else:
         expected, to_gates = np.empty((state.size, 0)), np.zeros((2, 0, size))
@@ -257,8 +259,14 @@ def chain_statistics(
 
 
 def chain_statistics_plain(
-    mean: np.ndarray, P: np.ndarray, X: np.ndarray, inputs: np.ndarray | None,
-    length: np.ndarray, *, inner: np.ndarray | None = None, offset: np.ndarray | None = None,
+    mean: np.ndarray,
+    P: np.ndarray,
+    X: np.ndarray,
+    inputs: np.ndarray | None,
+    length: np.ndarray,
+    *,
+    inner: np.ndarray | None = None,
+    offset: np.ndarray | None = None,
     gates: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Computes the same as `chain_statistics` in plain numpy, one transition after the other.
@@ -280,7 +288,9 @@ def chain_statistics_plain(
     inner = np.eye(size) if inner is None else inner
     inner, offset = (inner if gates else inner[:0]), (offset if gates else None)
     offset = np.zeros(len(inner)) if offset is None else offset
-    left, right, square, count = 0.0, 0.0, 0.0, 0
+    width = size + len(inner) + 1 + (0 if inputs is None else inputs.shape[-1])
+    left, right, count = np.zeros((width, width)), np.zeros((size, width)), 0
+    square = np.zeros((size, size))
     for b, t in [(k, t) for k in range(len(mean)) for t in range(1, length[k])]:
         m, here, cross, new = mean[b, t - 1], P[b, t - 1], X[b, t - 1], mean[b, t]
         fixed = np.ones(1) if inputs is None else np.append(1.0, inputs[b, t])
@@ -291,11 +301,13 @@ def chain_statistics_plain(
         relu = relu_cross_moments(pre, np.zeros((1, len(pre))), np.ones(1), variance=variance)
         joint = relu_second_moments_plain(pre, spread)
         fixed_relu = np.outer(fixed, relu[0])
-        left += np.block([
-            [here + np.outer(m, m), with_old, np.outer(m, fixed)],
-            [with_old.T, joint, fixed_relu.T],
-            [np.outer(fixed, m), fixed_relu, np.outer(fixed, fixed)],
-        ])
+        left += np.block(
+            [
+                [here + np.outer(m, m), with_old, np.outer(m, fixed)],
+                [with_old.T, joint, fixed_relu.T],
+                [np.outer(fixed, m), fixed_relu, np.outer(fixed, fixed)],
+            ]
+        )
         right += np.hstack([cross.T + np.outer(new, m), with_new, np.outer(new, fixed)])
         square += P[b, t] + np.outer(new, new)
         count += 1

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from plssm.kernels._compile import compiled
 from plssm.kernels._relu_step import (
     add_matrix_vector,
     dense,
@@ -18,8 +18,7 @@ from plssm.kernels._relu_step import (
 
 __all__ = ["FilterResult", "gaussian_filter", "gaussian_filter_plain"]
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy",
-            "fastmath": {"contract", "reassoc", "nsz"}}  # fmt: skip
+_LOOSE = {"contract", "reassoc", "nsz"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class FilterResult:
     status: np.ndarray
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def _cholesky(a, out, semidefinite):
     """Lower factor of a into out; zero columns where a semidefinite matrix has no rank left.
 
@@ -69,7 +68,7 @@ def _cholesky(a, out, semidefinite):
     return True
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def _product(a, b, out, transposed):
     """Writes A B, or A' B, into out."""
     size = a.shape[0]
@@ -82,7 +81,7 @@ def _product(a, b, out, transposed):
                 out[i, k] += weight * b[j, k]
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def _predict_covariance(jacobian, covariance, noise, work, out):
     """Writes J P J' + Q into out, for the transposed Jacobian."""
     size = noise.shape[0]
@@ -95,7 +94,7 @@ def _predict_covariance(jacobian, covariance, noise, work, out):
             out[j, i] = value
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def _update(mean, covariance, information, score, work, new_mean, new_covariance):
     """One update in canonical form, with covariance = L L' and I + L'RL = K K'.
 
@@ -144,7 +143,7 @@ def _update(mean, covariance, information, score, work, new_mean, new_covariance
     return increment, True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _is_zero(information, score):
     for value in score.flat:
         if value != 0.0:
@@ -155,7 +154,7 @@ def _is_zero(information, score):
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _filter_trials(form, noise, first_mean, first_cov, information, score, drive, length, out):
     """Filters every trial; out holds the arrays of a FilterResult."""
     before, before_cov, after, after_cov, increments, status = out
@@ -192,10 +191,20 @@ def _filter_trials(form, noise, first_mean, first_cov, information, score, drive
 
 
 def gaussian_filter(
-    linear: np.ndarray, bias: np.ndarray, outer: np.ndarray, inner: np.ndarray,
-    offset: np.ndarray, inputs: np.ndarray, process_noise: np.ndarray,
-    initial_mean: np.ndarray, initial_covariance: np.ndarray, information: np.ndarray,
-    score: np.ndarray, length: np.ndarray | None = None, *, drive: np.ndarray | None = None,
+    linear: np.ndarray,
+    bias: np.ndarray,
+    outer: np.ndarray,
+    inner: np.ndarray,
+    offset: np.ndarray,
+    inputs: np.ndarray,
+    process_noise: np.ndarray,
+    initial_mean: np.ndarray,
+    initial_covariance: np.ndarray,
+    information: np.ndarray,
+    score: np.ndarray,
+    length: np.ndarray | None = None,
+    *,
+    drive: np.ndarray | None = None,
 ) -> FilterResult:
     r"""Filters trials with the piecewise-linear extended Kalman filter.
 
@@ -264,10 +273,20 @@ def gaussian_filter(
 
 
 def gaussian_filter_plain(
-    linear: np.ndarray, bias: np.ndarray, outer: np.ndarray, inner: np.ndarray,
-    offset: np.ndarray, inputs: np.ndarray, process_noise: np.ndarray,
-    initial_mean: np.ndarray, initial_covariance: np.ndarray, information: np.ndarray,
-    score: np.ndarray, length: np.ndarray | None = None, *, drive: np.ndarray | None = None,
+    linear: np.ndarray,
+    bias: np.ndarray,
+    outer: np.ndarray,
+    inner: np.ndarray,
+    offset: np.ndarray,
+    inputs: np.ndarray,
+    process_noise: np.ndarray,
+    initial_mean: np.ndarray,
+    initial_covariance: np.ndarray,
+    information: np.ndarray,
+    score: np.ndarray,
+    length: np.ndarray | None = None,
+    *,
+    drive: np.ndarray | None = None,
 ) -> FilterResult:
     """Computes the same as `gaussian_filter` in plain numpy, with explicit inverses.
 

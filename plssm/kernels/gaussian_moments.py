@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.polynomial.legendre import leggauss
 from scipy.special import ndtr
 
 from plssm.kernels._bivariate import bvn
+from plssm.kernels._compile import compiled
 from plssm.kernels._rectified_lanes import LANES, rectify_lanes, rectify_units
 
 __all__ = [
@@ -20,17 +20,15 @@ __all__ = [
     "relu_second_moments_plain",
 ]
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
-
-@njit(**_OPTIONS)
+@compiled
 def _bivariate_loop(a, b, rho, out):
     """Distribution function, elementwise."""
     for k in range(out.size):
         out[k] = bvn(a[k], b[k], rho[k])
 
 
-@njit(**_OPTIONS)
+@compiled
 def _covariance_loop(mean, covariance, first, out):
     """Mean and covariance of relu of every row, LANES rows at a time."""
     rows, units = mean.shape
@@ -135,7 +133,10 @@ def expected_relu(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
 
 
 def relu_cross_moments(
-    mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray | None = None, *,
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    other_mean: np.ndarray | None = None,
+    *,
     variance: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""Computes E[w_i relu(z_j)] of jointly Gaussian w and z.
@@ -184,9 +185,7 @@ def relu_covariance(mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarra
     covariance = np.require(covariance, dtype=np.float64, requirements=["C", "W"])
     size = mean.shape[-1]
     if covariance.shape != (*mean.shape, size):
-        raise ValueError(
-            f"covariance: got shape {covariance.shape}, wanted {(*mean.shape, size)}"
-        )
+        raise ValueError(f"covariance: got shape {covariance.shape}, wanted {(*mean.shape, size)}")
     first, out = np.empty(mean.shape), np.empty(covariance.shape)
     rows = mean.size // size if size else 0
     flat, square = (rows, size), (rows, size, size)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from plssm.kernels._compile import compiled
 from plssm.kernels._relu_step import (
     add_matrix_vector,
     dense,
@@ -17,12 +17,11 @@ from plssm.kernels._relu_step import (
 
 __all__ = ["lyapunov_sums", "lyapunov_sums_plain"]
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy",
-            "fastmath": {"contract", "reassoc", "nsz"}}  # fmt: skip
+_LOOSE = {"contract", "reassoc", "nsz"}
 _EPSILON = 2.220446049250313e-16
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def _dot(x, y):
     total = 0.0
     for i in range(x.size):
@@ -30,7 +29,7 @@ def _dot(x, y):
     return total
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def _project_out(rows, k):
     """Removes from row k its components along the rows above."""
     for j in range(k):
@@ -39,7 +38,7 @@ def _project_out(rows, k):
             rows[k, i] -= overlap * rows[j, i]
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def _orthonormalise(rows, growth):
     """Modified Gram-Schmidt of the rows, repeated where a row shrinks; growth gets the norms.
 
@@ -66,7 +65,7 @@ def _orthonormalise(rows, growth):
             rows[k, i] *= scale
 
 
-@njit(**_OPTIONS)
+@compiled(fastmath=_LOOSE)
 def _push(rows, jacobian, out):
     """Writes J v for every row v into out, with the transposed Jacobian given."""
     for k in range(rows.shape[0]):
@@ -75,7 +74,7 @@ def _push(rows, jacobian, out):
         add_matrix_vector(jacobian, rows[k], out[k])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _finite(x):
     for value in x.flat:
         if not math.isfinite(value):
@@ -83,7 +82,7 @@ def _finite(x):
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _follow(form, z, tangent, drive, steps, transient, warmup, every, sums):
     """Runs the orbit from z; returns 0 or the 1-based step that diverged.
 
@@ -119,16 +118,21 @@ def _follow(form, z, tangent, drive, steps, transient, warmup, every, sums):
     return 0
 
 
-def _generic_basis(size: int) -> np.ndarray:
-    """Orthonormal rows in no special direction, so that no vector starts in a slow subspace."""
-    draws = np.random.default_rng(0).normal(size=(size, size))
-    return np.ascontiguousarray(np.linalg.qr(draws)[0].T)
-
-
 def lyapunov_sums(
-    linear: np.ndarray, bias: np.ndarray, outer: np.ndarray, inner: np.ndarray,
-    offset: np.ndarray, inputs: np.ndarray, start: np.ndarray, steps: int, *,
-    drive: np.ndarray | None = None, transient: int = 0, warmup: int = 0, every: int = 1,
+    linear: np.ndarray,
+    bias: np.ndarray,
+    outer: np.ndarray,
+    inner: np.ndarray,
+    offset: np.ndarray,
+    inputs: np.ndarray,
+    start: np.ndarray,
+    steps: int,
+    *,
+    drive: np.ndarray | None = None,
+    transient: int = 0,
+    warmup: int = 0,
+    every: int = 1,
+    tangent: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     r"""Sums the logarithms of the growth of orthogonal tangent vectors along an orbit.
 
@@ -150,6 +154,7 @@ def lyapunov_sums(
         transient: Steps before the tangent vectors start.
         warmup: Steps of the tangent vectors before anything counts.
         every: Steps between two decompositions.
+        tangent: [M, M], orthonormal columns Q_0; the identity when None.
 
     Returns:
         The sums [M] in the order of the tangent vectors (-inf for a direction that collapses to
@@ -167,14 +172,26 @@ def lyapunov_sums(
     total, width = transient + warmup + steps, form[7].shape[0]
     drive = np.empty((0, width)) if drive is None else dense("drive", drive, (total, width))
     sums = np.zeros(z.size)
-    failed = _follow(form, z, _generic_basis(z.size), drive, steps, transient, warmup, every, sums)
+    rows = np.eye(z.size) if tangent is None else np.array(np.transpose(tangent), order="C")
+    rows = dense("tangent", rows, (z.size, z.size))
+    failed = _follow(form, z, rows, drive, steps, transient, warmup, every, sums)
     return sums, z, failed
 
 
 def lyapunov_sums_plain(
-    linear: np.ndarray, bias: np.ndarray, outer: np.ndarray, inner: np.ndarray,
-    offset: np.ndarray, inputs: np.ndarray, start: np.ndarray, steps: int, *,
-    drive: np.ndarray | None = None, transient: int = 0, warmup: int = 0,
+    linear: np.ndarray,
+    bias: np.ndarray,
+    outer: np.ndarray,
+    inner: np.ndarray,
+    offset: np.ndarray,
+    inputs: np.ndarray,
+    start: np.ndarray,
+    steps: int,
+    *,
+    drive: np.ndarray | None = None,
+    transient: int = 0,
+    warmup: int = 0,
+    tangent: np.ndarray | None = None,
 ) -> np.ndarray:
     """Computes the sums of `lyapunov_sums` in plain numpy, by Householder QR at every step.
 
@@ -190,12 +207,14 @@ def lyapunov_sums_plain(
         drive: [transient + warmup + steps, K], or None.
         transient: Steps before the tangent vectors start.
         warmup: Steps of the tangent vectors before anything counts.
+        tangent: [M, M], orthonormal columns, or None.
 
     Returns:
         [M], the sums.
     """
     z = np.asarray(start, dtype=np.float64)
-    tangent, sums = _generic_basis(z.size).T, np.zeros(z.size)
+    tangent = np.eye(z.size) if tangent is None else tangent
+    sums = np.zeros(z.size)
     for t in range(transient + warmup + steps):
         pre = inner @ z + offset
         if t >= transient:

@@ -11,7 +11,7 @@ from plssm.kernels._threads import over_trials
 from plssm.kernels.chain import checked, joint_bases, strides
 from plssm.linalg.block_tridiagonal import ChainFactor, dense, empty_factor, trial_lengths
 
-__all__ = ["ModeSearch", "search_modes"]
+__all__ = ["ModeSearch", "path_values", "search_modes"]
 
 
 class HingeMap(Protocol):
@@ -61,6 +61,7 @@ def search_modes(
     length: np.ndarray | None = None,
     *,
     pin: float,
+    pinned: np.ndarray | None = None,
     flips: int = 4,
     max_solves: int = 60,
 ) -> ModeSearch:
@@ -86,6 +87,8 @@ def search_modes(
         slope: [B, T-1, P], slopes to start from.
         length: [B], number of steps of each trial; all T when None.
         pin: Stiffness of the springs that hold a pinned gate at zero.
+        pinned: [B, T-1, P], hinges that start pinned, as known from an earlier search; whatever
+            their slope says.
         flips: Solves before hinges are pinned.
         max_solves: Solves after which the search gives up.
 
@@ -95,11 +98,81 @@ def search_modes(
     Raises:
         ValueError: If the shapes do not fit together.
     """
+    hinge, chain, lengths = _pack(
+        form, drive, precision, initial_mean, initial_precision, information, score, length, pin
+    )
+    n, steps, m = score.shape
+    gates = form.outer.shape[1]
+    slopes = np.zeros((n, steps - 1, len(hinge.offset)))
+    slopes[..., :gates] = checked("slope", slope, (n, steps - 1, gates))
+    pins = np.zeros(slopes.shape, dtype=np.uint8)
+    if pinned is not None:
+        pins[..., :gates] = pinned
+        slopes[pins != 0] = 0.0
+    factor = empty_factor(n, steps, m, lengths, quadratic=True)
+    found = _search(hinge, chain, factor, slopes, pins, flips=flips, max_solves=max_solves)
+    return found._replace(slope=found.slope[..., :gates])
+
+
+def path_values(
+    form: HingeMap,
+    drive: np.ndarray,
+    precision: np.ndarray,
+    initial_mean: np.ndarray,
+    initial_precision: np.ndarray,
+    information: np.ndarray,
+    score: np.ndarray,
+    path: np.ndarray,
+    length: np.ndarray | None = None,
+) -> np.ndarray:
+    """Objective of `search_modes` at given paths.
+
+    Args:
+        form: The map F.
+        drive: [B, T-1, M].
+        precision: [M, M].
+        initial_mean: [B, M].
+        initial_precision: [M, M].
+        information: [B or 1, T or 1, M, M].
+        score: [B, T, M].
+        path: [B, T, M].
+        length: [B], number of steps of each trial; all T when None.
+
+    Returns:
+        [B], the log joint density without its constants.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+    """
+    hinge, chain, lengths = _pack(
+        form, drive, precision, initial_mean, initial_precision, information, score, length, 0.0
+    )
+    path, value = checked("path", path, score.shape), np.zeros(len(score))
+    over_trials(
+        loops.value_trials,
+        (path.reshape(-1), value, hinge, chain, lengths),
+        length=lengths,
+        m=score.shape[-1],
+    )
+    return value
+
+
+def _pack(
+    form: HingeMap,
+    drive: np.ndarray,
+    precision: np.ndarray,
+    initial_mean: np.ndarray,
+    initial_precision: np.ndarray,
+    information: np.ndarray,
+    score: np.ndarray,
+    length: np.ndarray | None,
+    pin: float,
+) -> tuple[loops.Hinges, loops.Chain, np.ndarray]:
+    """Checks the model and makes its arrays flat; also returns the lengths."""
     score = dense(score)
     if score.ndim != 3:
         raise ValueError(f"score must be [B, T, M], got {score.shape}")
     n, steps, m = score.shape
-    gates = form.outer.shape[1]
     hinge = _hinges(form, m)
     drift = checked("drive", drive, (n, steps - 1, m)) + form.bias
     precision = checked("precision", precision, (m, m))
@@ -107,16 +180,20 @@ def search_modes(
     information = checked("information", information, (n, steps, m, m), shared=True)
     trial_stride, step_stride = strides(information, n, steps)
     chain = loops.Chain(
-        joint_bases(precision, initial_precision).reshape(-1), precision.reshape(-1),
-        initial_precision.reshape(-1), checked("initial_mean", initial_mean, (n, m)).reshape(-1),
-        drift.reshape(-1), score.reshape(-1), information.reshape(-1), trial_stride, step_stride,
-        steps, len(hinge.offset), float(pin),
+        joint_bases(precision, initial_precision).reshape(-1),
+        precision.reshape(-1),
+        initial_precision.reshape(-1),
+        checked("initial_mean", initial_mean, (n, m)).reshape(-1),
+        drift.reshape(-1),
+        score.reshape(-1),
+        information.reshape(-1),
+        trial_stride,
+        step_stride,
+        steps,
+        len(hinge.offset),
+        float(pin),
     )
-    factor = empty_factor(n, steps, m, trial_lengths(length, n, steps), quadratic=True)
-    slopes = np.zeros((n, steps - 1, len(hinge.offset)))
-    slopes[..., :gates] = checked("slope", slope, (n, steps - 1, gates))
-    found = _search(hinge, chain, factor, slopes, flips, max_solves)
-    return found._replace(slope=found.slope[..., :gates])
+    return hinge, chain, trial_lengths(length, n, steps)
 
 
 def _search(
@@ -124,13 +201,15 @@ def _search(
     chain: loops.Chain,
     factor: ChainFactor,
     slope: np.ndarray,
+    pinned: np.ndarray,
+    *,
     flips: int,
     max_solves: int,
 ) -> ModeSearch:
     """Runs the search of all trials side by side."""
     n, length, m = len(slope), factor.length, factor.dim
     path, now = np.zeros((n, chain.steps, m)), np.zeros(n)
-    pinned, fraction = np.zeros(slope.shape, dtype=np.uint8), np.zeros(slope.shape)
+    fraction, warm = np.zeros(slope.shape), bool(pinned.any())
     active, changes = np.ones(n, dtype=np.bool_), np.zeros(n, dtype=np.int64)
     solves = np.zeros(n, dtype=np.int64)
     best, visited, value = slope.copy(), path.copy(), np.full(n, -np.inf)
@@ -139,18 +218,43 @@ def _search(
         solves[which] += 1
         over_trials(
             loops.maximise_trials,
-            (factor.flat, path.reshape(-1), factor.quadratic, at.reshape(-1), pinned.reshape(-1),
-             pins, which, hinge, chain, length, factor.logdet, factor.status),
-            length=length, m=m,
+            (
+                factor.flat,
+                path.reshape(-1),
+                factor.quadratic,
+                at.reshape(-1),
+                pinned.reshape(-1),
+                pins,
+                which,
+                hinge,
+                chain,
+                length,
+                factor.logdet,
+                factor.status,
+            ),
+            length=length,
+            m=m,
         )
 
     for count in range(max_solves):
-        maximise(slope, count >= flips, active)
+        maximise(slope, warm or count >= flips, active)
         over_trials(
             loops.revise_trials,
-            (path.reshape(-1), slope.reshape(-1), pinned.reshape(-1), fraction.reshape(-1),
-             count + 1 >= flips, active, now, changes, hinge, chain, length),
-            length=length, m=m,
+            (
+                path.reshape(-1),
+                slope.reshape(-1),
+                pinned.reshape(-1),
+                fraction.reshape(-1),
+                count + 1 >= flips,
+                active,
+                now,
+                changes,
+                hinge,
+                chain,
+                length,
+            ),
+            length=length,
+            m=m,
         )
         take = active & (factor.status == 0) & ((changes == 0) | (now > value))
         best[take], visited[take], value[take] = fraction[take], path[take], now[take]
@@ -176,7 +280,10 @@ def _hinges(form: HingeMap, m: int) -> loops.Hinges:
     return loops.Hinges(
         np.array(form.linear, dtype=np.float64).reshape(-1),
         np.array(form.linear.T, dtype=np.float64, order="C").reshape(-1),
-        inner.reshape(-1), np.ascontiguousarray(inner_t).reshape(-1),
-        np.ascontiguousarray(by_hinge.transpose(0, 2, 1)).reshape(-1), by_hinge.reshape(-1),
-        offset, bool(form.identity_gates) and gates == m,
+        inner.reshape(-1),
+        np.ascontiguousarray(inner_t).reshape(-1),
+        np.ascontiguousarray(by_hinge.transpose(0, 2, 1)).reshape(-1),
+        by_hinge.reshape(-1),
+        offset,
+        bool(form.identity_gates) and gates == m,
     )

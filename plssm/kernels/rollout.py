@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from plssm.kernels._compile import compiled
 from plssm.kernels._relu_step import add_matrix_vector, dense, form_arrays, mean_step
 
 __all__ = ["rollout", "rollout_plain"]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _run(form, start, drive, noise, out):
     """Iterates every start; drive and noise have zero steps where there are none."""
     trials, steps, size = out.shape
@@ -29,9 +29,16 @@ def _run(form, start, drive, noise, out):
 
 
 def rollout(
-    linear: np.ndarray, bias: np.ndarray, outer: np.ndarray, inner: np.ndarray,
-    offset: np.ndarray, inputs: np.ndarray, start: np.ndarray, steps: int,
-    drive: np.ndarray | None = None, noise: np.ndarray | None = None,
+    linear: np.ndarray,
+    bias: np.ndarray,
+    outer: np.ndarray,
+    inner: np.ndarray,
+    offset: np.ndarray,
+    inputs: np.ndarray,
+    start: np.ndarray,
+    steps: int,
+    drive: np.ndarray | None = None,
+    noise: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""Iterates a rectified-linear map from many starts.
 
@@ -73,9 +80,16 @@ def rollout(
 
 
 def rollout_plain(
-    linear: np.ndarray, bias: np.ndarray, outer: np.ndarray, inner: np.ndarray,
-    offset: np.ndarray, inputs: np.ndarray, start: np.ndarray, steps: int,
-    drive: np.ndarray | None = None, noise: np.ndarray | None = None,
+    linear: np.ndarray,
+    bias: np.ndarray,
+    outer: np.ndarray,
+    inner: np.ndarray,
+    offset: np.ndarray,
+    inputs: np.ndarray,
+    start: np.ndarray,
+    steps: int,
+    drive: np.ndarray | None = None,
+    noise: np.ndarray | None = None,
 ) -> np.ndarray:
     """Computes the same as `rollout` in plain numpy.
 

@@ -107,10 +107,14 @@ class ChainFactor:
         self._run(loops.sample_trials, z.reshape(-1), len(z))
         return z
 
-    def _run(self, kernel: Callable, *arguments) -> None:
+    def _run(self, kernel: Callable, *arguments: np.ndarray | int) -> None:
         """Calls a kernel on all trials."""
-        over_trials(kernel, (self.flat, *arguments, self.length, self.status),
-                    length=self.length, m=self.dim)
+        over_trials(
+            kernel,
+            (self.flat, *arguments, self.length, self.status),
+            length=self.length,
+            m=self.dim,
+        )
 
 
 def factor(diag: np.ndarray, off: np.ndarray, length: np.ndarray | None = None) -> ChainFactor:
@@ -137,9 +141,16 @@ def factor(diag: np.ndarray, off: np.ndarray, length: np.ndarray | None = None) 
     result = empty_factor(n, steps, m, trial_lengths(length, n, steps), quadratic=False)
     over_trials(
         loops.factor_trials,
-        (result.flat, diag.reshape(-1), off.reshape(-1), result.length, result.logdet,
-         result.status),
-        length=result.length, m=m,
+        (
+            result.flat,
+            diag.reshape(-1),
+            off.reshape(-1),
+            result.length,
+            result.logdet,
+            result.status,
+        ),
+        length=result.length,
+        m=m,
     )
     return result
 
@@ -147,9 +158,12 @@ def factor(diag: np.ndarray, off: np.ndarray, length: np.ndarray | None = None) 
 def empty_factor(
     n: int, steps: int, m: int, length: np.ndarray, *, quadratic: bool
 ) -> ChainFactor:
-    """Allocates a factor whose blocks are zero."""
+    """Allocates a factor; its blocks hold anything until a kernel has filled them."""
+    block = m * 2 * padded(m)
+    flat = np.empty((1 + n * steps) * block)
+    flat[:block] = 0.0
     return ChainFactor(
-        flat=np.zeros((1 + n * steps) * m * 2 * padded(m)),
+        flat=flat,
         logdet=np.zeros(n),
         status=np.zeros(n, dtype=np.int64),
         length=length,

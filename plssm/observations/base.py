@@ -64,6 +64,11 @@ class ObservationModel(Configurable, nn.Module, ABC):
         bias: bool = True,
     ) -> None:
         super().__init__()
+        for name, count, least in (("channels", channels, 1), ("nuisance", nuisance, 0)):
+            if int(count) != count or count < least:
+                raise ShapeError(
+                    f"{type(self).__name__}: {name} is {count!r}, wanted a whole number >= {least}"
+                )
         self.channels = int(channels)
         self.predictors = self.channels if predictors is None else int(predictors)
         self.nuisance = int(nuisance)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from plssm.errors import ShapeError
+from plssm.errors import PlssmError, ShapeError
+from plssm.kernels.gaussian_terms import gaussian_terms
 from plssm.observations.base import ObservationModel
-from plssm.observations.clock import scatter
+from plssm.observations.clock import gather, scatter
 from plssm.observations.local import Local, khatri_rao
 
 if TYPE_CHECKING:
@@ -81,12 +83,12 @@ class Gaussian(ObservationModel):
 
         Raises:
             ShapeError: When shapes disagree or B is not [I 0] with an identity read-out.
-            ValueError: When a variance is not positive.
+            PlssmError: When a value is not finite or a variance is not positive.
         """
-        weight = torch.as_tensor(B, dtype=torch.float64)
+        weight = _tensor("B", B)
         if weight.ndim != 2:
             raise ShapeError(f"B is [channels, dim], got shape {tuple(weight.shape)}")
-        J = None if nuisance_weight is None else _tensor(nuisance_weight)
+        J = None if nuisance_weight is None else _tensor("nuisance_weight", nuisance_weight)
         model = cls(len(weight), readout=readout, nuisance=0 if J is None else J.shape[-1])
         model.bind(weight.shape[1])
         if not model.readout.trainable and not torch.equal(weight, model.weight):
@@ -95,7 +97,7 @@ class Gaussian(ObservationModel):
             model.weight.copy_(weight)
             for name, value in (("bias", bias), ("nuisance_weight", J)):
                 if value is not None:
-                    _copy(name, getattr(model, name), _tensor(value))
+                    _copy(name, getattr(model, name), _tensor(name, value))
         model.noise = noise
         model.initialised = True
         return model
@@ -107,9 +109,9 @@ class Gaussian(ObservationModel):
 
     @noise.setter
     def noise(self, value: ArrayLike) -> None:
-        variance = _tensor(value)
+        variance = _plain(value)
         if not bool((variance > 0).all() and torch.isfinite(variance).all()):
-            raise ValueError(f"noise variances must be positive and finite, got {value}")
+            raise PlssmError(f"noise variances must be positive and finite, got {value}")
         with torch.no_grad():
             if variance.ndim == 0:
                 variance = variance.expand(self.channels)
@@ -150,25 +152,38 @@ class Gaussian(ObservationModel):
         missing and the read-out is not rectified; otherwise it costs one matrix product.
         """
         steps = z.shape[-2]
+        self._check(m)
         with torch.no_grad():
-            z_n = self.at_samples(z, m)
-            complete = bool(m.mask.all())
-            residual = m.y - self.features(z_n, m.nuisance)
-            if not complete:
-                residual = torch.where(m.mask, residual, 0.0)
-            weighted = residual / self.noise
-            squares = torch.linalg.vecdot(residual.flatten(1), weighted.flatten(1))
-            count = m.y.shape[1] if complete else m.mask.sum(1)
+            z_n = gather(z, m.clock, m.y.shape[-2])
+            squares, count, score = (
+                torch.from_numpy(x).to(self.weight.dtype) for x in self._terms(m, z_n)
+            )
+            complete = bool((count == m.y.shape[1]).all())
             constant = (count * torch.log(2 * math.pi * self.noise)).sum(-1)
-            score = weighted @ self.weight
             slope = self.readout.slope(z_n)
             if slope is not None:
-                score = score * slope
+                score = torch.where(m.mask.any(-1, keepdim=True), score * slope, 0.0)
             if slope is None and complete and m.clock is None and m.y.shape[-2] == steps:
                 block = self._information()[None, None]
             else:
                 block = scatter(self._blocks(m.mask, complete, slope), m.clock, steps)
             return Local(-0.5 * (squares + constant), scatter(score, m.clock, steps), block)
+
+    def _terms(self, m: Modality, z: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Squares, counts and gradient at the samples' latent states, by one compiled pass."""
+        known = None
+        if self.nuisance and m.nuisance is not None:
+            known = (m.nuisance @ self.nuisance_weight.mT).numpy()
+        bias = torch.zeros(self.channels) if self.bias is None else self.bias.detach()
+        return gaussian_terms(
+            m.y.numpy(),
+            m.mask.numpy(),
+            self.readout(z).numpy(),
+            self.weight.detach().numpy(),
+            bias.numpy(),
+            (1 / self.noise).numpy(),
+            known=known,
+        )
 
     def _information(self) -> Tensor:
         """B' G^-1 B ``[M, M]``, the curvature of one complete sample."""
@@ -291,8 +306,17 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
     return (inverse @ (right * scale)[..., None]).squeeze(-1) * scale
 
 
-def _tensor(value: ArrayLike) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64)
+def _plain(value: ArrayLike | Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().to(torch.float64)
+    return torch.from_numpy(np.array(np.asarray(value), dtype=np.float64))
+
+
+def _tensor(name: str, value: ArrayLike) -> Tensor:
+    tensor = _plain(value)
+    if not bool(torch.isfinite(tensor).all()):
+        raise PlssmError(f"{name}: got NaN or infinite values, wanted finite numbers")
+    return tensor
 
 
 def _copy(name: str, target: Tensor, value: Tensor) -> None:

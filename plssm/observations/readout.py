@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from plssm.errors import ShapeError
+from plssm.errors import PlssmError, ShapeError
 from plssm.kernels.gaussian_moments import relu_moments, relu_second_moments
 
 __all__ = ["Identity", "Linear", "Readout", "Relu", "make_readout"]
@@ -132,5 +132,5 @@ def make_readout(name: str) -> Readout:
     """
     known = {kind.name: kind for kind in (Linear, Relu, Identity)}
     if name not in known:
-        raise ValueError(f"unknown read-out {name!r}; choose one of {sorted(known)}")
+        raise PlssmError(f"unknown read-out {name!r}; choose one of {sorted(known)}")
     return known[name]()

@@ -106,8 +106,28 @@ def _series(
             np.arange(len(pred)) * step, pred[:, i], color=MODEL, linewidth=1.1, label="simulation"
         )
         axis.set_ylabel(channel_label(names, i, unit))
+        _keep_scale(axis, truth[:, i], pred[:, i])
     shared_labels(axes, time_label(dt))
     return figure
+
+
+def _keep_scale(axis: Axes, truth: np.ndarray, pred: np.ndarray) -> None:
+    """Keep the scale of the data where a simulation runs away, and say so."""
+    low, high = np.nanmin(truth), np.nanmax(truth)
+    room = 2.0 * (high - low)
+    if np.isfinite(pred).all() and low - room <= pred.min() and pred.max() <= high + room:
+        return
+    axis.set_ylim(low - 0.3 * (high - low), high + 0.3 * (high - low))
+    axis.text(
+        0.995,
+        0.03,
+        "the simulation leaves this range",
+        transform=axis.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color=MODEL,
+    )
 
 
 def _attractors(

@@ -53,7 +53,7 @@ def panels(
     ax: Axes | Sequence[Axes] | None,
     *,
     title: str | None = None,
-    row_height: float = 1.3,
+    row_height: float | None = None,
     width: float = 7.5,
 ) -> tuple[Figure, list[Axes]]:
     """Return n axes below each other with a common time axis, new or the given ones.
@@ -62,7 +62,7 @@ def panels(
         n: Number of panels.
         ax: None for a new figure, one Axes (n = 1) or n of them.
         title: Title over the first panel.
-        row_height: Height of a new row, inches.
+        row_height: Height of a new row, inches; by default lower where there are many.
         width: Width of a new figure, inches.
 
     Returns:
@@ -72,7 +72,8 @@ def panels(
         PlssmError: `ax` holds another number of axes.
     """
     if ax is None:
-        size = (width, max(row_height * n + 0.9, 2.6))
+        each = (1.3 if n <= 4 else 0.95) if row_height is None else row_height
+        size = (width, max(each * n + 0.9, 2.6))
         figure: Figure = Picture(figsize=size, layout="constrained")
         axes = list(figure.subplots(n, 1, sharex=True, squeeze=False)[:, 0])
     else:

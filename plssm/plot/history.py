@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from plssm.errors import PlssmError
 from plssm.plot.canvas import INK, MODEL, panels, shared_labels
@@ -42,9 +43,11 @@ def convergence(history: Any, *, title: str = "Convergence", ax: Axes | None = N
     best = max(range(len(restarts)), key=lambda k: _chosen(restarts[k]))
     for k, rows in enumerate(restarts):
         _lines(axis, rows, best=k == best)
+    _limits(axis, restarts)
     _mark_stages(axis, restarts[best])
     axis.set_ylabel("log evidence (nats)" if "joint" not in history else "nats")
     axis.ticklabel_format(axis="y", useOffset=False)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     shared_labels([axis], "iteration")
     return figure
 
@@ -75,6 +78,26 @@ def _lines(axis: Axes, rows: Any, *, best: bool) -> None:
             )
 
 
+def _limits(axis: Axes, restarts: list[Any]) -> None:
+    """Leave the first values of a restart or stage, which may be far off, out of the scale."""
+    settled = []
+    for rows in restarts:
+        new = np.ones(len(rows), dtype=bool)
+        if "stage" in rows:
+            stage = rows["stage"].to_numpy()
+            new[1:] = stage[1:] != stage[:-1]
+        else:
+            new[1:] = False
+        keep = ~(new | np.roll(new, 1))
+        for column in {"evidence", "joint"} & set(rows):
+            values = rows[column].to_numpy(dtype=np.float64)[keep]
+            settled.append(values[np.isfinite(values)])
+    values = np.concatenate(settled)
+    if len(values) > 2 and values.max() > values.min():
+        margin = 0.08 * (values.max() - values.min())
+        axis.set_ylim(values.min() - margin, values.max() + margin)
+
+
 def _mark_stages(axis: Axes, rows: Any) -> None:
     """Draw a line where a new stage begins and write its name."""
     if "stage" not in rows:
@@ -87,7 +110,7 @@ def _mark_stages(axis: Axes, rows: Any) -> None:
         if begin:
             axis.axvline(begin + 0.5, color="0.7", linewidth=0.8, linestyle=":")
         axis.text(
-            begin + 0.6,
+            max(begin + 0.6, axis.get_xlim()[0] + 0.1),
             0.02 + 0.07 * (k % 2),
             str(stages[begin]),
             fontsize=8,

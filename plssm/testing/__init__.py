@@ -1,4 +1,4 @@
-"""Contract test cases: what every dynamics and observation model must do, ready for your own.
+"""Contract test cases: what every dynamics, observation model and engine must do.
 
 Example:
     A test file for a class of your own is four lines::
@@ -19,10 +19,11 @@ import pytest
 
 _HOMES = {
     "DynamicsContract": "plssm.testing.dynamics",
+    "EngineContract": "plssm.testing.engine",
     "ObservationContract": "plssm.testing.observations",
 }
 
-__all__ = ["DynamicsContract", "ObservationContract"]
+__all__ = ["DynamicsContract", "EngineContract", "ObservationContract"]
 
 pytest.register_assert_rewrite(*_HOMES.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from plssm.kernels import _blocks as loops
 from plssm.kernels import _vector_blocks as vectors
@@ -55,15 +56,18 @@ def test_equals_dense(trials, steps, m):
         inverse = np.linalg.inv(u).reshape(n, m, n, m)
         np.testing.assert_allclose(f.logdet[b], np.linalg.slogdet(u)[1], rtol=1e-12)
         lower = np.linalg.cholesky(u)
-        np.testing.assert_allclose(z[b, :n].ravel(), np.linalg.solve(u, v[b, :n].ravel()),
-                                   atol=1e-10)
-        np.testing.assert_allclose(draws[:, b, :n].reshape(4, -1) @ lower,
-                                   xi[:, b, :n].reshape(4, -1), atol=1e-10)
+        np.testing.assert_allclose(
+            z[b, :n].ravel(), np.linalg.solve(u, v[b, :n].ravel()), atol=1e-10
+        )
+        np.testing.assert_allclose(
+            draws[:, b, :n].reshape(4, -1) @ lower, xi[:, b, :n].reshape(4, -1), atol=1e-10
+        )
         for t in range(n):
             np.testing.assert_allclose(p[b, t], inverse[t, :, t], atol=1e-11)
             np.testing.assert_array_equal(p[b, t], p[b, t].T)
-            np.testing.assert_allclose(f.R[b, t], lower[t * m : t * m + m, t * m : t * m + m].T,
-                                       atol=1e-11)
+            np.testing.assert_allclose(
+                f.R[b, t], lower[t * m : t * m + m, t * m : t * m + m].T, atol=1e-11
+            )
         for t in range(n - 1):
             np.testing.assert_allclose(x[b, t], inverse[t, :, t + 1], atol=1e-11)
             np.testing.assert_allclose(
@@ -113,8 +117,9 @@ def test_failed_pivot_is_a_status(bad):
     np.testing.assert_array_equal(f.logdet[[0, 2]], good.logdet[[0, 2]])
     v = rng.normal(size=(3, 5, 2))
     results = [f.solve(v), *f.covariances(), f.sample(v[None])[0]]
-    for result, wanted in zip(results, [good.solve(v), *good.covariances(),
-                                        good.sample(v[None])[0]], strict=True):
+    for result, wanted in zip(
+        results, [good.solve(v), *good.covariances(), good.sample(v[None])[0]], strict=True
+    ):
         assert not result[1].any()
         np.testing.assert_array_equal(result[[0, 2]], wanted[[0, 2]])
 
@@ -126,17 +131,17 @@ def test_log_determinant_of_extreme_scales():
 
 
 def test_threads_do_not_change_the_result():
-    numba = pytest.importorskip("numba")
     rng = np.random.default_rng(3)
     diag, off = random_chain(rng, 9, 900, 10)
     length = rng.integers(100, 900, size=9)
-    threads = numba.get_num_threads()
+    threads, results = torch.get_num_threads(), []
     try:
-        numba.set_num_threads(1)
-        one = factor(diag, off, length).covariances()
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            results.append(factor(diag, off, length).covariances())
     finally:
-        numba.set_num_threads(threads)
-    for a, b in zip(one, factor(diag, off, length).covariances(), strict=True):
+        torch.set_num_threads(threads)
+    for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -185,8 +190,15 @@ def test_vector_operations_equal_ordinary_loops():
     rows[1, :, w : w + m] = off[0, 0]
     p = np.zeros((2, m, m))
     p[1] = diag[0, 0]
-    start = [rows, rng.normal(size=3 * m), p, np.zeros((m, m)), np.zeros((m, w)),
-             np.zeros((m, w)), np.zeros(3 * m)]
+    start = [
+        rows,
+        rng.normal(size=3 * m),
+        p,
+        np.zeros((m, m)),
+        np.zeros((m, w)),
+        np.zeros((m, w)),
+        np.zeros(3 * m),
+    ]
     results = []
     for steps in (_vector_steps, _loop_steps):
         arrays = [a.ravel().copy() for a in start]

@@ -31,8 +31,12 @@ def check_against_twin(model, length):
         j = model["jacobian"][b if len(model["jacobian"]) > 1 else 0]
         r = model["information"][b if len(model["information"]) > 1 else 0]
         diag, off, v = assemble_twin(
-            j if len(j) == 1 else j[: n - 1], model["offset"][b, : n - 1], model["precision"],
-            model["initial_mean"][b], model["initial_precision"], r if len(r) == 1 else r[:n],
+            j if len(j) == 1 else j[: n - 1],
+            model["offset"][b, : n - 1],
+            model["precision"],
+            model["initial_mean"][b],
+            model["initial_precision"],
+            r if len(r) == 1 else r[:n],
             model["score"][b, :n],
         )
         upper, coupling, logdet = factor_twin(diag, off)
@@ -76,9 +80,11 @@ def test_mode_is_where_the_gradient_of_the_density_vanishes():
         e = z[:, 1:] - torch.einsum("btij,btj->bti", model["jacobian"], z[:, :-1])
         e = e - model["offset"]
         curved = torch.einsum("btij,btj->bti", model["information"], z)
-        return (-0.5 * ((first @ model["initial_precision"]) * first).sum()
-                - 0.5 * ((e @ model["precision"]) * e).sum()
-                + ((model["score"] - 0.5 * curved) * z).sum())
+        return (
+            -0.5 * ((first @ model["initial_precision"]) * first).sum()
+            - 0.5 * ((e @ model["precision"]) * e).sum()
+            + ((model["score"] - 0.5 * curved) * z).sum()
+        )
 
     z = torch.from_numpy(mode).requires_grad_()
     (gradient,) = torch.autograd.grad(log_joint(z), z)

@@ -75,6 +75,7 @@ def test_equals_the_householder_twin(gates, driven):
     )  # fmt: skip
     options = {"transient": 7, "warmup": 15}
     options["drive"] = rng.normal(size=(82, 2)) if driven else None
+    options["tangent"] = np.linalg.qr(rng.normal(size=(size, size)))[0]
     start = rng.normal(size=size)
     sums, _, failed = lyapunov_sums(*form, start, 60, **options)
     assert failed == 0
@@ -111,5 +112,7 @@ def test_collapsed_directions_and_divergence_are_reported():
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="drive"):
         lyapunov_sums(*lozi(), np.zeros(2), 5, drive=np.zeros((5, 1)))
+    with pytest.raises(ValueError, match="tangent"):
+        lyapunov_sums(*lozi(), np.zeros(2), 5, tangent=np.eye(3))
     with pytest.raises(ValueError, match="start"):
         lyapunov_sums(*lozi(), np.zeros(3), 5)

@@ -1,0 +1,254 @@
+"""Configurations: TOML to objects and back, and what is refused."""
+
+from __future__ import annotations
+
+import tomllib
+
+import numpy as np
+import pytest
+
+from plssm.cli.example import EXAMPLE
+from plssm.config import ConfigError, DataSection, RunConfig, SplitSection
+from plssm.data import Dataset
+from plssm.dynamics import PLRNN, LinearDynamics, ManifoldAttractor
+from plssm.errors import DataError
+from plssm.inference import LaplaceEM, Stage
+from plssm.observations import Gaussian
+
+SMALL = {
+    "dynamics": {"class": "PLRNN", "dim": 3},
+    "observations": {"x": {"class": "Gaussian"}},
+}
+
+
+def data(steps=30, channels=4, **options):
+    x = np.random.default_rng(0).normal(size=(2, steps, channels))
+    return Dataset.from_arrays({"x": x}, dt=0.5, **options)
+
+
+def small(**tables):
+    return RunConfig.from_dict({**SMALL, **tables})
+
+
+# ---- what is built -------------------------------------------------------------------------
+
+
+def test_the_example_is_a_configuration():
+    config = RunConfig.from_toml(EXAMPLE)
+    model, engine = config.make_model(data()), config.make_engine()
+    assert isinstance(model.dynamics, PLRNN) and model.dim == 5
+    assert model.observations["x"].channels == 4
+    assert engine == LaplaceEM(seed=0, iterations=50, restarts=3)
+    assert config.split == SplitSection("time", (0.8, 0.2), 0)
+
+
+def test_what_the_example_shows_in_comments_works_too():
+    lines = EXAMPLE.splitlines()
+    shown = [k for k, line in enumerate(lines) if line.startswith("# ") and "=" in line]
+    assert len(shown) == 10
+    for k in shown:
+        lines[k] = lines[k].removeprefix("# ")
+    config = RunConfig.from_toml("\n".join(lines))
+    assert config.data.columns == {"x": ["lfp_1", "lfp_2"]}
+    assert config.data.dt == 0.05 and config.data.inputs == ["stimulus"]
+    latent = config.make_model(Dataset.from_arrays({"x": np.eye(5)})).dynamics
+    assert latent.regularizer == ManifoldAttractor(10.0)
+
+
+def test_defaults():
+    config = small()
+    assert config.make_engine() == LaplaceEM()
+    assert config.data == DataSection() and config.split == SplitSection()
+
+
+def test_sizes_come_from_the_data():
+    steps = np.zeros((2, 30, 2))
+    regressors = {"x": np.random.default_rng(1).normal(size=(30, 3))}
+    model = small().make_model(data(inputs=steps, nuisance=regressors))
+    assert model.dynamics.n_inputs == 2
+    assert model.observations["x"].channels == 4
+    assert model.observations["x"].nuisance == 3
+
+
+def test_nested_objects_with_and_without_a_class():
+    wanted = ManifoldAttractor(2.0, units=1)
+    for table in ({"tau": 2.0, "units": 1}, {"class": "ManifoldAttractor", "tau": 2, "units": 1}):
+        config = small(dynamics={"class": "PLRNN", "dim": 3, "regularizer": table})
+        assert config.make_model(data()).dynamics.regularizer == wanted
+
+
+def test_stages_are_tables():
+    stages = [{"name": "a", "iterations": 2}, {"name": "b", "iterations": 3, "process_noise": 1}]
+    engine = small(engine={"class": "LaplaceEM", "stages": stages}).make_engine()
+    assert engine.stages == (Stage("a", 2), Stage("b", 3, process_noise=1.0))
+
+
+def test_a_class_of_ones_own():
+    name = "plssm.dynamics.linear:LinearDynamics"
+    model = small(dynamics={"class": name, "dim": 2}).make_model(data())
+    assert isinstance(model.dynamics, LinearDynamics)
+
+
+# ---- there and back ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {},
+        {"split": {"by": "trial", "fractions": [0.5, 0.25, 0.25], "seed": 3}},
+        {"engine": {"stages": [{"name": "a", "iterations": 2, "learn": ["dynamics"]}]}},
+        {"dynamics": {"class": "PLRNN", "dim": 3, "regularizer": {"tau": 2.0, "units": [0, 2]}}},
+        {"data": {"dt": 0.5, "columns": {"x": ["a", "b"]}, "time": "t"}},
+    ],
+)
+def test_round_trip(tables):
+    config = small(**tables)
+    assert RunConfig.from_toml(config.to_toml()) == config
+    resolved = config.resolved(data(), "recording.npz")
+    again = RunConfig.from_toml(resolved.to_toml())
+    assert again == resolved
+    assert again.make_engine() == config.make_engine()
+    one, other = (c.make_model(data()).dynamics for c in (config, again))
+    assert one.config() == other.config()
+
+
+def test_the_resolved_configuration_hides_no_default():
+    tables = tomllib.loads(small().resolved(data(), "recording.npz").to_toml())
+    assert tables["data"] == {
+        "file": "recording.npz", "dt": 0.5, "kinds": {"x": "continuous"}, "inputs": []
+    }  # fmt: skip
+    assert tables["dynamics"]["noise"] == "diagonal"
+    assert tables["observations"]["x"] == {"class": "Gaussian", "readout": "linear", "bias": True}
+    assert tables["engine"]["iterations"] == LaplaceEM().iterations
+
+
+# ---- what is refused -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"spilt": {}}, r"unknown key 'spilt'; allowed are data, .*Did you mean 'split'"),
+        ({"data": {"colums": {}}}, r"\[data\]: unknown key 'colums'.*'columns'"),
+        ({"split": {"by": "day"}}, r"\[split\] by: got 'day'"),
+        ({"split": {"fractions": [0.5, "a"]}}, r"\[split\] fractions\[1\]: got 'a'"),
+        ({"engine": {"iteration": 5}}, r"\[engine\]: unknown key 'iteration'.*'iterations'"),
+        ({"engine": {"iterations": 2.5}}, r"\[engine\] iterations: got 2.5"),
+        ({"engine": {"iterations": "5"}}, r"\[engine\] iterations: got '5'"),
+        ({"engine": {"iterations": True}}, r"\[engine\] iterations: got True"),
+        ({"engine": {"restarts": 0}}, r"\[engine\].*restarts is 0"),
+        ({"engine": {"class": "PLRNN"}}, r"\[engine\] class: got 'PLRNN', wanted .*LaplaceEM"),
+        ({"engine": {"class": "Engine"}}, r"\[engine\] class: got 'Engine'"),
+        ({"engine": {"stages": [{"name": "a", "iterations": 1, "lern": []}]}},
+         r"stages\[0\]: unknown key 'lern'.*'learn'"),
+        ({"engine": {"stages": [{"name": "a", "iterations": -1}]}}, r"stages\[0\].*wanted >= 0"),
+        ({"dynamics": {}}, r"\[dynamics\] is missing"),
+        ({"dynamics": {"dim": 3}}, r"\[dynamics\]: the key 'class' is missing"),
+        ({"dynamics": {"class": "PLRNN"}}, r"\[dynamics\]: PLRNN needs dim"),
+        ({"dynamics": {"class": "PLRNN", "dim": 0}}, r"\[dynamics\].*dim=0"),
+        ({"dynamics": {"class": "PLRNN", "dim": 3, "inputs": 1}}, r"inputs: comes from the data"),
+        ({"dynamics": {"class": "PLRNN", "dim": 3, "regularizer": {"class": "No", "tau": 1}}},
+         r"\[dynamics\] regularizer class: got 'No'"),
+        ({"dynamics": {"class": "PLRNN", "dim": 3, "regularizer": {"tou": 1}}},
+         r"regularizer: unknown key 'tou'.*'tau'"),
+        ({"dynamics": {"class": "nowhere:Mine", "dim": 3}}, r"cannot find the class"),
+        ({"dynamics": [{"class": "PLRNN"}]}, r"\[dynamics\] is missing"),
+        ({"observations": {"x": "Gaussian"}}, r"\[observations.x\]: got 'Gaussian'"),
+        ({"observations": {"x": {"class": "Gaussian", "channels": 3}}}, r"channels: comes from"),
+        ({"observations": {"x": {"class": "Gaussian", "readout": "cubic"}}}, r"cubic"),
+        ({"split": "time"}, r"\[split\]: got 'time', wanted a table"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_key(tables, message):
+    with pytest.raises(ConfigError, match=message):
+        small(**tables)
+
+
+def test_text_that_is_not_toml_and_dates(tmp_path):
+    with pytest.raises(ConfigError, match="not TOML.*line 2"):
+        RunConfig.from_toml("[data]\ndt = \n")
+    with pytest.raises(ConfigError, match=r"\[engine\] iterations: got .*1979"):
+        RunConfig.from_toml(EXAMPLE.replace("iterations = 50", "iterations = 1979-05-27"))
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        RunConfig.read(tmp_path / "absent.toml")
+
+
+def test_a_modality_that_is_not_in_the_data():
+    config = small(observations={"y": {"class": "Gaussian"}})
+    with pytest.raises(ConfigError, match=r"\[observations.y\].*they have x"):
+        config.make_model(data())
+
+
+# ---- data ----------------------------------------------------------------------------------
+
+
+def test_npz(tmp_path):
+    path = tmp_path / "d.npz"
+    data().save(path)
+    loaded = DataSection().load(path)
+    np.testing.assert_array_equal(loaded.values("x"), data().values("x"))
+    assert loaded.dt == 0.5
+    assert DataSection(file=str(path), dt=2.0).load().dt == 2.0
+    with pytest.raises(ConfigError, match="columns: is for tables"):
+        DataSection(columns={"x": ["a"]}).load(path)
+
+
+def test_bare_npz_with_kinds(tmp_path):
+    path = tmp_path / "d.npz"
+    np.savez(path, counts=np.arange(12).reshape(6, 2))
+    loaded = DataSection(dt=0.1, kinds={"counts": "count"}).load(path)
+    assert loaded.kinds == {"counts": "count"} and loaded.dt == 0.1
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_tables(tmp_path, suffix, separator):
+    path = tmp_path / f"d{suffix}"
+    rows = ["t,k,a,b,u", "0,1,1,,0", "0.5,1,2,3,1", "0,2,4,5,0", "0.5,2,6,7,1", "1.0,2,8,9,1"]
+    path.write_text("\n".join(row.replace(",", separator) for row in rows), encoding="utf-8")
+    section = DataSection(columns={"x": ["a", "b"]}, time="t", trial="k", inputs=["u"])
+    loaded = section.load(path)
+    assert loaded.lengths.tolist() == [2, 3] and loaded.dt == 0.5 and loaded.n_inputs == 1
+    np.testing.assert_array_equal(loaded.trials[0].values["x"], [[1, np.nan], [2, 3]])
+    with pytest.raises(DataError, match="lacks columns"):
+        DataSection(columns={"x": ["c"]}).load(path)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(ConfigError, match="no file is named"):
+        DataSection().load()
+    with pytest.raises(ConfigError, match="there is no file"):
+        DataSection().load(tmp_path / "absent.npz")
+    other = tmp_path / "d.mat"
+    other.write_bytes(b"x")
+    with pytest.raises(ConfigError, match="wanted a .npz, .csv or .tsv"):
+        DataSection().load(other)
+    ragged = tmp_path / "d.csv"
+    ragged.write_text("a,b\n1,2\n1,2,3\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="as a table"):
+        DataSection().load(ragged)
+
+
+@pytest.mark.parametrize(
+    ("split", "sizes"),
+    [
+        (SplitSection("time", (0.8, 0.2)), [24, None, 6]),
+        (SplitSection("time", (0.6, 0.2, 0.2)), [18, 6, 6]),
+        (SplitSection("none"), [30, None, None]),
+    ],
+)
+def test_split(split, sizes):
+    parts = split.apply(data())
+    assert [None if p is None else int(p.lengths[0]) for p in parts] == sizes
+
+
+def test_split_into_one_part_is_refused():
+    with pytest.raises(ConfigError, match=r"\[split\] fractions: got 1 numbers"):
+        SplitSection("time", (1.0,)).apply(data())
+
+
+def test_an_observation_model_takes_what_the_table_says():
+    config = small(observations={"x": {"class": "Gaussian", "readout": "relu", "bias": False}})
+    observation = config.make_model(data()).observations["x"]
+    assert isinstance(observation, Gaussian) and not observation.has_bias
+    assert observation.config()["readout"] == "relu"
