@@ -185,7 +185,12 @@ def load_fit(kind: type[Fit], folder: Path) -> Fit:
     seconds = settings.get("seconds")
     seconds = math.nan if seconds is None else seconds
     return kind(
-        model, engine, history=history, seconds=seconds, baselines=baselines, dt=settings.get("dt", 1.0)
+        model,
+        engine,
+        history=history,
+        seconds=seconds,
+        baselines=baselines,
+        dt=settings.get("dt", 1.0),
     )
 
 

@@ -96,7 +96,7 @@ def ragged(model, *, lengths=(40, 25, 1)):
 
 
 def test_engine_takes_the_new_observation_model():
-    """Masks and ragged trials; the fit keeps its best state, forecasts and has a finite evidence."""
+    """Masks and ragged trials; the fit keeps its best state and forecasts."""
     torch.manual_seed(0)
     model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": StudentT(4)})
     with torch.no_grad():
