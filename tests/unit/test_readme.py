@@ -43,7 +43,7 @@ LeakyNetwork, TestLeakyNetwork = _EXAMPLES["LeakyNetwork"], _EXAMPLES["TestLeaky
 def test_readme_runs(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     made = run(root / "README.md", {})
-    assert made["posterior"].mean.shape == (5, 100, 3)
+    assert made["posterior"].mean.shape == (5, 100, 5)
     assert made["ahead"].mean.shape[-2:] == (20, 10)
     assert (made["low"] < made["high"]).all()
     assert made["path"].shape == (3, 100, 2)
