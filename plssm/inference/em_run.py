@@ -1,0 +1,303 @@
+"""One start of EM: a model on its way through the stages."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from plssm.data import Batch
+from plssm.dynamics.base import PiecewiseLinear
+from plssm.dynamics.linear import LinearDynamics
+from plssm.inference.laplace import LaplaceResult, laplace_posterior
+from plssm.inference.m_step import (
+    pool_trial_means,
+    ridge_penalty,
+    update_coefficients,
+    update_initial,
+    update_observations,
+    update_process_noise,
+)
+from plssm.inference.progress import EMProgress
+from plssm.inference.stages import Stage
+from plssm.inference.starts import (
+    StartPath,
+    lift,
+    observed_path,
+    state_dim,
+    state_path,
+    turn,
+)
+from plssm.inference.statistics import (
+    TransitionStatistics,
+    exact_statistics,
+    regional_statistics,
+)
+from plssm.model import StateSpaceModel
+from plssm.observations.base import ObservationModel
+
+if TYPE_CHECKING:
+    from plssm.inference.laplace_em import LaplaceEM
+
+__all__ = ["EMRun"]
+
+START_FLOOR = 1e-3  # smallest variance of a start, for latents of unit variance
+HISTORY = [
+    "restart",
+    "stage",
+    "iteration",
+    "evidence",
+    "joint",
+    "logdet",
+    "process_noise",
+    "solves",
+    "pinned",
+    "status",
+    "seconds",
+]
+PATIENCE = 3  # iterations without gain that end a stage (the Laplace evidence may dip)
+
+
+class EMRun:
+    """One start of the engine: a model on its way through the stages.
+
+    Args:
+        engine: The settings.
+        model: A working copy; changed in place.
+        batch: The training trials, float64.
+        restart: Number of this start.
+        bar: The progress bar.
+
+    Attributes:
+        model: The model; in the end with the parameters of the best evidence of the last stage.
+        evidence: Their evidence in nats.
+    """
+
+    def __init__(
+        self,
+        engine: LaplaceEM,
+        model: StateSpaceModel,
+        batch: Batch,
+        restart: int,
+        bar: EMProgress,
+    ) -> None:
+        self.engine, self.model, self.batch = engine, model, batch
+        self.restart, self.bar = restart, bar
+        self.path: np.ndarray | None = None
+        self.trial_means: np.ndarray | None = None
+        self.evidence = -np.inf
+        self.best: dict | None = None
+        self.rows: list[dict] = []
+        self.values = sum(int(m.mask.sum()) for m in batch.modalities.values())
+
+    def table(self) -> pd.DataFrame:
+        """One row per E-step so far."""
+        return pd.DataFrame(self.rows, columns=HISTORY)
+
+    def go(self) -> None:
+        """Start what is fresh and run all stages."""
+        stages = self.engine.stages_for(self.model)
+        state = None
+        if stages and stages[0].dynamics == "linear":
+            state = self._linear_state(stages[0])
+        self._start(state)
+        for stage in stages:
+            if stage.dynamics == "model" and not self._stage(stage):
+                break
+        if self.trial_means is not None:
+            pool_trial_means(self.model.dynamics, self.trial_means)
+
+    # -- start ---------------------------------------------------------------------------------
+    def _fresh_observations(self) -> dict[str, ObservationModel]:
+        return {n: o for n, o in self.model.observations.items() if self.engine.starts_fresh(o)}
+
+    def _start(self, state: StartPath | None) -> None:
+        """Start what is fresh from a path: the lifted linear state, or what is observed."""
+        model, batch = self.model, self.batch
+        if model.dynamics.initial.kind == "tied":
+            mean = model.dynamics.initial.mean.detach().numpy()
+            self.trial_means = np.tile(mean, (len(batch.length), 1))
+        fresh = self._fresh_observations()
+        new_map = self.engine.starts_fresh(model.dynamics)
+        if not new_map and not fresh:
+            return
+        seed = self.engine.seed * 1000 + self.restart
+        if len(fresh) < len(model.observations):
+            known = {n: o for n, o in model.observations.items() if n not in fresh}
+            path = observed_path(StateSpaceModel(model.dynamics, known), batch)
+        elif isinstance(model.dynamics, LinearDynamics):
+            path = turn(state_path(model, batch, model.dim), seed=seed)
+        else:
+            state = state_path(model, batch, state_dim(model)) if state is None else state
+            path = lift(state, batch.time_mask.numpy(), model.dim, seed=seed)
+        for name, observation in fresh.items():
+            observation.init_from(batch.modalities[name], torch.from_numpy(path.mean))
+            observation.m_step(
+                batch.modalities[name],
+                torch.from_numpy(path.mean),
+                torch.from_numpy(np.ascontiguousarray(path.covariance)),
+            )
+        if new_map:
+            self.path = path.mean
+            self._start_dynamics(path)
+
+    def _start_dynamics(self, path: StartPath) -> None:
+        """One M-step from the start path, with every hinge on its side of the kink."""
+        dynamics, batch, engine = self.model.dynamics, self.batch, self.engine
+        slope = (dynamics.relu_form().gates(path.mean[:, :-1]) > 0).astype(np.float64)
+        if not dynamics.relu_form().outer.shape[1]:
+            slope = slope[..., :0]
+        statistics = regional_statistics(dynamics, path, batch, slope)
+        update_coefficients(dynamics, statistics, path, batch, ridge=engine.ridge)
+        self.trial_means = update_initial(dynamics, path, batch, START_FLOOR)
+        update_process_noise(dynamics, statistics, path, batch, self.trial_means, START_FLOOR)
+
+    def _linear_state(self, stage: Stage) -> StartPath:
+        """Smoothed state of a linear stand-in for the whole model, fitted for one stage."""
+        model = self.model
+        own, dynamics = (model, self.path, self.trial_means), model.dynamics
+        dim = state_dim(model)
+        stand_in = LinearDynamics(dim, dynamics.n_inputs, input_at_start=dynamics.input_at_start)
+        copies = {n: type(o).from_config(o.config()) for n, o in model.observations.items()}
+        self.model = StateSpaceModel(stand_in, copies)
+        self._start(None)
+        self._iterate(stage)
+        posterior = self._e_step().posterior
+        state = StartPath(*posterior.arrays(), self.batch.length)
+        self.evidence, self.best = -np.inf, None
+        self.model, self.path, self.trial_means = own
+        return state
+
+    # -- stages --------------------------------------------------------------------------------
+    def _stage(self, stage: Stage) -> bool:
+        """Run one stage; False when the fit should end with the last good state."""
+        if stage.begin == "best" and self.best is not None:
+            self._restore(self.best)
+        if stage.process_noise is not None:
+            _hold_noise(self.model.dynamics, stage.process_noise)
+        return self._iterate(stage)
+
+    def _e_step(self) -> LaplaceResult:
+        return laplace_posterior(
+            self.model,
+            self.batch,
+            start=self.path,
+            trial_means=self.trial_means,
+            max_solves=self.engine.max_solves,
+        )
+
+    def _iterate(self, stage: Stage) -> bool:
+        good, previous, idle = None, -np.inf, 0
+        for iteration in range(stage.iterations + 1):
+            began = time.perf_counter()
+            result = self._e_step()
+            objective = result.evidence - self._penalty()
+            if result.failed:
+                return self._keep(good, stage, f"the E-step ended {set(result.status)}")
+            if good is None or objective > good["objective"]:
+                good = self._snapshot(objective, result)
+            self._record(stage, iteration, result, began)
+            gained = objective - previous
+            idle = idle + 1 if gained < self.engine.tolerance * self.values else 0
+            if iteration == stage.iterations or idle >= PATIENCE:
+                break
+            previous, self.path = objective, result.path
+            try:
+                self._m_step(stage, result)
+            except (np.linalg.LinAlgError, torch.linalg.LinAlgError, ValueError) as error:
+                return self._keep(good, stage, f"the M-step failed ({error})")
+        self._restore(good)
+        if self.best is None or good["evidence"] > self.best["evidence"]:
+            self.best = good
+        return True
+
+    def _m_step(self, stage: Stage, result: LaplaceResult) -> None:
+        dynamics, floor = self.model.dynamics, self.engine.floor
+        posterior = result.posterior
+        if {"dynamics", "process_noise"} & set(stage.learn):
+            statistics = self._statistics(result)
+        if "dynamics" in stage.learn:
+            update_coefficients(
+                dynamics,
+                statistics,
+                posterior,
+                self.batch,
+                self.trial_means,
+                ridge=self.engine.ridge,
+            )
+        if "initial" in stage.learn:
+            self.trial_means = update_initial(dynamics, posterior, self.batch, floor)
+        if "process_noise" in stage.learn and stage.process_noise is None:
+            update_process_noise(
+                dynamics, statistics, posterior, self.batch, self.trial_means, floor
+            )
+        if "observations" in stage.learn:
+            update_observations(self.model, posterior, self.batch)
+
+    def _penalty(self) -> float:
+        dynamics = self.model.dynamics
+        own = float(dynamics.penalty().detach())
+        return own + ridge_penalty(dynamics, self.engine.ridge)
+
+    def _statistics(self, result: LaplaceResult) -> TransitionStatistics:
+        arguments = (self.model.dynamics, result.posterior, self.batch)
+        if self.engine.moments == "exact" or not result.slope.shape[2]:
+            return exact_statistics(*arguments)
+        return regional_statistics(*arguments, result.slope)
+
+    # -- the last good state -------------------------------------------------------------------
+    def _snapshot(self, objective: float, result: LaplaceResult) -> dict:
+        state = {k: v.clone() for k, v in self.model.state_dict().items()}
+        means = None if self.trial_means is None else self.trial_means.copy()
+        return {
+            "objective": objective,
+            "evidence": result.evidence,
+            "state": state,
+            "path": result.path,
+            "trial_means": means,
+        }
+
+    def _restore(self, good: dict) -> None:
+        self.model.load_state_dict(good["state"])
+        self.path, self.trial_means = good["path"], good["trial_means"]
+        self.evidence = good["evidence"]
+
+    def _keep(self, good: dict | None, stage: Stage, reason: str) -> bool:
+        if good is not None:
+            self._restore(good)
+        kept = "the last good parameters are kept" if good else "no parameters were learned in it"
+        warnings.warn(
+            f"LaplaceEM, restart {self.restart}, stage {stage.name!r}: {reason}; {kept}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+
+    def _record(self, stage: Stage, iteration: int, result: LaplaceResult, began: float) -> None:
+        dynamics = self.model.dynamics
+        self.rows.append(
+            {
+                "restart": self.restart,
+                "stage": stage.name,
+                "iteration": iteration,
+                "evidence": result.evidence,
+                "joint": float(result.joint.sum()),
+                "logdet": float(result.logdet.sum()),
+                "process_noise": float(dynamics.noise.variance.detach().mean()),
+                "solves": result.solves,
+                "pinned": result.pinned,
+                "status": "+".join(sorted(set(result.status))),
+                "seconds": time.perf_counter() - began,
+            }
+        )
+        self.bar.advance(self.restart, stage, iteration, result.evidence)
+
+
+def _hold_noise(dynamics: PiecewiseLinear, variance: float) -> None:
+    eye = torch.eye(dynamics.dim, dtype=torch.float64)
+    if not dynamics.noise.frozen:
+        dynamics.noise.covariance = variance * eye
