@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from plssm.errors import CapabilityError, PlssmError
@@ -69,7 +69,7 @@ class Posterior(ABC):
         if not 0.0 < level < 1.0:
             raise PlssmError(f"interval: level must lie between 0 and 1, got {level}.")
         deviation = torch.diagonal(self.covariance(), dim1=-2, dim2=-1).clamp_min(0).sqrt()
-        half = float(norm.ppf(0.5 + level / 2)) * deviation
+        half = float(ndtri(0.5 + level / 2)) * deviation
         return self.mean - half, self.mean + half
 
     def __repr__(self) -> str:

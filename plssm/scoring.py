@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from plssm.data import Dataset, Trial
@@ -77,7 +77,7 @@ class _Entries:
         prediction = Prediction(observation, bounded[:, None], np.zeros(0))
         mean, variance = (x[0].numpy() for x in prediction.moments())
         if set(observation.kinds) & {"continuous", "bold"}:
-            half = norm.ppf(0.5 + LEVEL / 2) * np.sqrt(variance)
+            half = ndtri(0.5 + LEVEL / 2) * np.sqrt(variance)
             low, high = mean - half, mean + half
         else:
             low, high = (x[0].numpy() for x in prediction.interval(LEVEL))

@@ -91,6 +91,8 @@ class EMRun:
         self.trial_means: np.ndarray | None = None
         self.evidence = -np.inf
         self.best: dict | None = None
+        self.good: dict | None = None
+        self.own = model
         self.rows: list[dict] = []
         self.values = sum(int(m.mask.sum()) for m in batch.modalities.values())
 
@@ -168,7 +170,7 @@ class EMRun:
         self._iterate(stage)
         posterior = self._e_step().posterior
         state = StartPath(*posterior.arrays(), self.batch.length)
-        self.evidence, self.best = -np.inf, None
+        self.evidence, self.best, self.good = -np.inf, None, None
         self.model, self.path, self.trial_means = own
         return state
 
@@ -192,6 +194,7 @@ class EMRun:
 
     def _iterate(self, stage: Stage) -> bool:
         good, previous, idle = None, -np.inf, 0
+        self.good = None
         for iteration in range(stage.iterations + 1):
             began = time.perf_counter()
             result = self._e_step()
@@ -199,7 +202,7 @@ class EMRun:
             if result.failed:
                 return self._keep(good, stage, f"the E-step ended {set(result.status)}")
             if good is None or objective > good["objective"]:
-                good = self._snapshot(objective, result)
+                good = self.good = self._snapshot(objective, result)
             self._record(stage, iteration, result, began)
             gained = objective - previous
             idle = idle + 1 if gained < self.engine.tolerance * self.values else 0
@@ -260,6 +263,14 @@ class EMRun:
             "path": result.path,
             "trial_means": means,
         }
+
+    def recover(self) -> bool:
+        """After an interruption, return to the best parameters so far; whether there are any."""
+        states = [s for s in (self.best, self.good) if s is not None]
+        if self.model is not self.own or not states:
+            return False
+        self._restore(max(states, key=lambda s: s["evidence"]))
+        return True
 
     def _restore(self, good: dict) -> None:
         self.model.load_state_dict(good["state"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,7 +111,7 @@ class LaplaceEM(Engine):
         validation: Dataset | None = None,
         progress: bool | None = None,
     ) -> Fit:
-        """Fit a copy of ``model`` to ``data``.
+        """Fit a copy of ``model`` to ``data``; an interruption (Ctrl-C) keeps the best so far.
 
         Args:
             model: The model; never changed.
@@ -134,7 +135,20 @@ class LaplaceEM(Engine):
         with EMProgress(self.stages_for(model), self.restarts, show=progress) as bar:
             for restart in range(self.restarts):
                 run = EMRun(self, working_copy(model), batch, restart, bar)
-                run.go()
+                try:
+                    run.go()
+                except KeyboardInterrupt:
+                    recovered = run.recover()
+                    if not (recovered or runs):
+                        raise
+                    warnings.warn(
+                        "LaplaceEM was interrupted; the best parameters so far are kept.",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                    if recovered:
+                        runs.append((self._selection(run, validation), run))
+                    break
                 runs.append((self._selection(run, validation), run))
         best = max(runs, key=lambda pair: pair[0])[1]
         history = pd.concat([run.table() for _, run in runs], ignore_index=True)

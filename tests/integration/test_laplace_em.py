@@ -215,3 +215,32 @@ def test_a_rectified_readout_is_fitted_without_breaking_down():
     assert np.isfinite(fit.history["evidence"]).all()
     said = set("+".join(fit.history["status"]).split("+"))
     assert said <= {"stationary", "stalled", "max_solves"}
+
+
+@pytest.mark.parametrize("last", [3, 40, 60])
+def test_an_interrupted_fit_keeps_the_best_so_far(monkeypatch, last):
+    """Ctrl-C in the linear stage raises; later it returns the best parameters with a warning."""
+    from plssm.inference import em_run
+
+    made, original = [], em_run.EMRun._record
+
+    def interrupting(self, *arguments):
+        original(self, *arguments)
+        made.append(1)
+        if len(made) == last:
+            raise KeyboardInterrupt
+
+    truth = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(4)})
+    data = truth.simulate(60, trials=2, seed=0)
+    monkeypatch.setattr(em_run.EMRun, "_record", interrupting)
+    fresh = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(4)})
+    engine = ps.inference.LaplaceEM(seed=0, iterations=60, tolerance=0.0)
+    if last == 3:
+        with pytest.raises(KeyboardInterrupt):
+            engine.fit(fresh, data, progress=False)
+        return
+    with pytest.warns(RuntimeWarning, match="interrupted"):
+        fit = engine.fit(fresh, data, progress=False)
+    reached = fit.history.query("stage != 'linear'")["evidence"]
+    assert len(fit.history) == last
+    assert float(fit.posterior(data).log_evidence.sum()) > reached.max() - 1.0
