@@ -49,6 +49,15 @@ class StateSpaceModel(nn.Module):
                     f"{name!r} cannot be the name of a modality: it is empty, has a dot in it or "
                     "is a method of torch's containers; choose another name."
                 )
+            if not isinstance(observation, ObservationModel):
+                raise ShapeError(
+                    f"observations[{name!r}] is a {type(observation).__name__}, wanted an "
+                    "observation model such as plssm.observations.Gaussian(channels)."
+                )
+            if sum(other is observation for other in observations.values()) > 1:
+                raise ShapeError(
+                    f"observation model {name!r} stands for two modalities; give each its own."
+                )
             try:
                 observation.bind(dynamics.dim)
             except ShapeError as error:

@@ -103,10 +103,12 @@ def lift(state: StartPath, inside: np.ndarray, dim: int, *, seed: int) -> StartP
     rng = np.random.default_rng(seed)
     flat = state.mean[inside]
     k = flat.shape[1]
-    spread = np.maximum(flat.std(0), 1e-6 * max(flat.std(), 1e-300))
+    spread = flat.std(0)
+    spread = np.where(spread > 1e-6 * spread.max(), spread, spread.max() or 1.0)
     centred = flat - flat.mean(0)
     values, vectors = np.linalg.eigh(centred.T @ centred / max(len(flat) - 1, 1))
-    scale = np.sqrt(np.maximum(values, 1e-12 * max(values.max(), 1e-300)))
+    scale = np.sqrt(np.maximum(values, 1e-12 * values.max()))
+    scale = np.where(scale > 0, scale, 1.0)
     blocks = [np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in range(-(-dim // k) - 1)]
     own = np.diag(rng.choice((-1.0, 1.0), k) / spread)
     weights = np.concatenate([own, *(b @ (vectors / scale).T for b in blocks)])[:dim]

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Gaussian"]
 
 NOISE_FLOOR = 1e-5  # smallest noise an M-step gives, as a share of the channel's variance
-TINY = 1e-300
 
 
 class Gaussian(ObservationModel):
@@ -293,7 +292,8 @@ class Gaussian(ObservationModel):
         total = total + ((self.weight[:, None] @ spread).squeeze(1) * self.weight).sum(-1)
         centred = (y - (y * mask).sum(0) / count.clamp_min(1)) * mask
         spread_of_data = centred.square().sum(0) / count.clamp_min(1)
-        floor = torch.minimum(self.noise, NOISE_FLOOR * spread_of_data).clamp_min(TINY)
+        spread_of_data = torch.where(spread_of_data > 0, spread_of_data, 1.0)
+        floor = torch.minimum(self.noise, NOISE_FLOOR * spread_of_data)
         estimate = torch.maximum(total / count.clamp_min(1), floor)
         self.noise = torch.where(count > 0, estimate, self.noise)
 

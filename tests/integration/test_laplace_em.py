@@ -244,3 +244,21 @@ def test_an_interrupted_fit_keeps_the_best_so_far(monkeypatch, last):
     reached = fit.history.query("stage != 'linear'")["evidence"]
     assert len(fit.history) == last
     assert float(fit.posterior(data).log_evidence.sum()) > reached.max() - 1.0
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1, 1), (1, 3, 2)])
+def test_very_short_data_can_be_fitted(shape):
+    """One step, one trial, one channel: nothing to learn, but no crash either."""
+    x = np.random.default_rng(0).standard_normal(shape)
+    data = ps.Dataset.from_arrays({"x": x}, check_channels=False)
+    model = ps.StateSpaceModel(ps.dynamics.PLRNN(3), {"x": ps.observations.Gaussian(shape[2])})
+    fit = LaplaceEM(seed=0, iterations=4).fit(model, data, progress=False)
+    assert torch.isfinite(fit.posterior(data).log_evidence).all()
+
+
+def test_constant_channels_can_be_fitted():
+    data = ps.Dataset.from_arrays({"x": np.ones((50, 3))}, check_channels=False)
+    model = ps.StateSpaceModel(ps.dynamics.PLRNN(3), {"x": ps.observations.Gaussian(3)})
+    fit = LaplaceEM(seed=0, iterations=4).fit(model, data, progress=False)
+    predicted = fit.forecast(data, steps=2)["x"].mean
+    np.testing.assert_allclose(predicted, np.ones((1, 2, 3)), atol=1e-2)

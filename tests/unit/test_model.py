@@ -161,3 +161,11 @@ def test_an_observation_model_of_another_latent_size_is_refused():
         ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": bound})
     with pytest.raises(ShapeError):
         ps.StateSpaceModel(ps.dynamics.PLRNN(2), {})
+
+
+def test_observations_must_be_observation_models_of_their_own():
+    gaussian = ps.observations.Gaussian(2)
+    with pytest.raises(ShapeError, match="wanted an observation model"):
+        ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": 3})
+    with pytest.raises(ShapeError, match="two modalities"):
+        ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": gaussian, "y": gaussian})
