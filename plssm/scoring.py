@@ -276,9 +276,13 @@ def score_hidden(
             at = index if clock is None else np.asarray(clock)[index]
             z = _draws(smoothed, b, slice(0, trial.length), samples, generator)[:, at]
             r = trial.nuisance.get(name)
-            r = None if r is None else torch.from_numpy(r[index])
-            features = observation.features(z, r).detach()
-            tally.add(y[index], _Entries.of(observation, features, y[index]), baselines[name])
+            block = max(CHUNK // (samples * observation.channels), 1)
+            for first in range(0, len(index), block):
+                part = slice(first, first + block)
+                known = None if r is None else torch.from_numpy(r[index[part]])
+                features = observation.features(z[:, part], known).detach()
+                seen = y[index[part]]
+                tally.add(seen, _Entries.of(observation, features, seen), baselines[name])
         if tally.values:
             rows[name] = {
                 "values": tally.values,
