@@ -85,7 +85,8 @@ class Dataset(TorchDataset):
         Args:
             arrays: Observations of each modality; NaN = missing.
             dt: Seconds per latent step.
-            inputs: Inputs on the latent clock in the same forms, [T, K], never NaN.
+            inputs: Inputs on the latent clock in the same forms, never NaN; one [T, K] drives all
+                trials alike.
             kinds: Kind of each modality; "continuous" where none is given. Counts are whole
                 numbers, labels and ordinals run from 0 to K - 1.
             times: Seconds from the trial start, [n] or a list per trial, of the modalities that

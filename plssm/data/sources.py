@@ -112,6 +112,8 @@ def _complete(value: Any, count: int, what: str) -> list[np.ndarray] | None:
     if value is None:
         return None
     entries = per_trial(value, what)
+    if what == "inputs":  # one series may drive all trials alike
+        entries = _shared(entries, count)
     _check_count(entries, count, what, "")
     found = [entry for entry in entries if entry is not None]
     for i, entry in enumerate(entries):

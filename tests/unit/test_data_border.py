@@ -54,8 +54,8 @@ BAD = {
         ["'inputs'", "trial '0'", "7 steps", "6 steps"],
     ),
     "input trials": (
-        lambda: Dataset.from_arrays({"x": good()}, inputs=good()[0]),
-        ["'inputs'", "got 1", "wanted 3"],
+        lambda: Dataset.from_arrays({"x": good()}, inputs=good()[:2]),
+        ["'inputs'", "got 2", "wanted 3"],
     ),
     "NaN input": (
         lambda: Dataset.from_arrays({"x": good()}, inputs=with_entry(np.nan)),

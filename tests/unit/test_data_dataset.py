@@ -258,3 +258,13 @@ def test_a_torch_loader_can_use_it(rng):
 
 def test_kinds_are_the_five_of_the_design():
     assert KINDS == ("continuous", "count", "label", "ordinal", "bold")
+
+
+def test_one_input_series_drives_all_trials_alike():
+    drive = np.arange(12.0).reshape(6, 2)
+    x = np.random.default_rng(0).normal(size=(3, 6, 1))
+    data = Dataset.from_arrays({"x": x}, inputs=drive)
+    np.testing.assert_array_equal(data.inputs, np.broadcast_to(drive, (3, 6, 2)))
+    ragged = [x[0], x[1, :4]]
+    with pytest.raises(DataError, match="input"):
+        Dataset.from_arrays({"x": ragged}, inputs=drive)
