@@ -104,7 +104,7 @@ def test_refused_before_any_work(name, monkeypatch, capsys):
     def no_work(*_, **__):
         raise AssertionError("work has started")
 
-    monkeypatch.setattr("plssm.inference.laplace_em.laplace_posterior", no_work)
+    monkeypatch.setattr("plssm.inference.em_run.laplace_posterior", no_work)
     monkeypatch.setattr("plssm.inference.smoothers.laplace_posterior", no_work)
     calls = {
         "fit": lambda: LaplaceEM().fit(m, data, progress=True),
@@ -184,10 +184,10 @@ def test_a_dataset_that_cannot_be_written_leaves_the_earlier_file(tmp_path, monk
 
 def test_a_fit_that_fails_keeps_the_last_good_state(monkeypatch):
     """The E-step breaks down in the third iteration: a warning, and the best parameters so far."""
-    from plssm.inference import laplace_em
+    from plssm.inference import em_run
 
     data = build()()
-    original, calls = laplace_em.laplace_posterior, 0
+    original, calls = em_run.laplace_posterior, 0
 
     def breaks(*args, **kwargs):
         nonlocal calls
@@ -198,7 +198,7 @@ def test_a_fit_that_fails_keeps_the_last_good_state(monkeypatch):
         return result
 
     m = ps.StateSpaceModel(ps.dynamics.LinearDynamics(2), {"x": ps.observations.Gaussian(4)})
-    monkeypatch.setattr(laplace_em, "laplace_posterior", breaks)
+    monkeypatch.setattr(em_run, "laplace_posterior", breaks)
     with pytest.warns(RuntimeWarning, match="last good parameters are kept"):
         broken = LaplaceEM(iterations=10).fit(m, data)
     monkeypatch.undo()
@@ -211,14 +211,14 @@ def test_a_fit_that_fails_keeps_the_last_good_state(monkeypatch):
 
 
 def test_an_m_step_that_fails_keeps_the_last_good_state(monkeypatch):
-    from plssm.inference import laplace_em
+    from plssm.inference import em_run
 
     def breaks(*_, **__):
         raise np.linalg.LinAlgError("did not converge")
 
     m = ps.StateSpaceModel(ps.dynamics.LinearDynamics(2), {"x": ps.observations.Gaussian(4)})
     m.dynamics.initialised = m.observations["x"].initialised = True
-    monkeypatch.setattr(laplace_em, "update_coefficients", breaks)
+    monkeypatch.setattr(em_run, "update_coefficients", breaks)
     with pytest.warns(RuntimeWarning, match="M-step failed .did not converge.; the last good"):
         fit = LaplaceEM(iterations=5).fit(m, build()())
     for key, value in m.state_dict().items():
