@@ -158,8 +158,8 @@ class EMRun:
         self.trial_means = update_initial(dynamics, path, batch, START_FLOOR)
         update_process_noise(dynamics, statistics, path, batch, self.trial_means, START_FLOOR)
 
-    def _linear_state(self, stage: Stage) -> StartPath:
-        """Smoothed state of a linear stand-in for the whole model, fitted for one stage."""
+    def _linear_state(self, stage: Stage) -> StartPath | None:
+        """Smoothed state of a linear stand-in, fitted for one stage; None where that failed."""
         model = self.model
         own, dynamics = (model, self.path, self.trial_means), model.dynamics
         dim = state_dim(model)
@@ -167,9 +167,9 @@ class EMRun:
         copies = {n: type(o).from_config(o.config()) for n, o in model.observations.items()}
         self.model = StateSpaceModel(stand_in, copies)
         self._start(None)
-        self._iterate(stage)
-        posterior = self._e_step().posterior
-        state = StartPath(*posterior.arrays(), self.batch.length)
+        state = None
+        if self._iterate(stage):
+            state = StartPath(*self._e_step().posterior.arrays(), self.batch.length)
         self.evidence, self.best, self.good = -np.inf, None, None
         self.model, self.path, self.trial_means = own
         return state
