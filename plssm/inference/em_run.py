@@ -59,7 +59,9 @@ HISTORY = [
     "status",
     "seconds",
 ]
-PATIENCE = 3  # iterations without gain that end a stage (the Laplace evidence may dip)
+PATIENCE = 3  # iterations without gain that end a stage
+SLACK = 1e-10  # nats per observed value by which rounding may lower the evidence
+HALVINGS = 4  # shorter steps that are tried where an EM step lowers the Laplace evidence
 
 
 class EMRun:
@@ -193,22 +195,30 @@ class EMRun:
         )
 
     def _iterate(self, stage: Stage) -> bool:
-        good, previous, idle = None, -np.inf, 0
+        """EM of one stage; a step that lowers the penalised evidence is halved, then given up."""
+        good, idle, halvings, iteration = None, 0, 0, 0
         self.good = None
-        for iteration in range(stage.iterations + 1):
+        while True:
             began = time.perf_counter()
             result = self._e_step()
             objective = result.evidence - self._penalty()
             if result.failed:
                 return self._keep(good, stage, f"the E-step ended {set(result.status)}")
-            if good is None or objective > good["objective"]:
-                good = self.good = self._snapshot(objective, result)
-            self._record(stage, iteration, result, began)
-            gained = objective - previous
+            if good is not None and objective < good["objective"] - SLACK * self.values:
+                if halvings == HALVINGS:
+                    break
+                halvings += 1
+                self._go_halfway_back(good)
+                continue
+            gained = np.inf if good is None else objective - good["objective"]
             idle = idle + 1 if gained < self.engine.tolerance * self.values else 0
+            good, halvings = self._snapshot(objective, result), 0
+            self.good = good
+            self._record(stage, iteration, result, began)
             if iteration == stage.iterations or idle >= PATIENCE:
                 break
-            previous, self.path = objective, result.path
+            iteration += 1
+            self.path = result.path
             try:
                 self._m_step(stage, result)
             except (np.linalg.LinAlgError, torch.linalg.LinAlgError, ValueError) as error:
@@ -217,6 +227,13 @@ class EMRun:
         if self.best is None or good["evidence"] > self.best["evidence"]:
             self.best = good
         return True
+
+    def _go_halfway_back(self, good: dict) -> None:
+        """Parameters half-way between where they are and the last good ones."""
+        state = self.model.state_dict()
+        self.model.load_state_dict({k: 0.5 * (v + good["state"][k]) for k, v in state.items()})
+        if self.trial_means is not None:
+            self.trial_means = 0.5 * (self.trial_means + good["trial_means"])
 
     def _m_step(self, stage: Stage, result: LaplaceResult) -> None:
         dynamics, floor = self.model.dynamics, self.engine.floor

@@ -262,3 +262,37 @@ def test_constant_channels_can_be_fitted():
     fit = LaplaceEM(seed=0, iterations=4).fit(model, data, progress=False)
     predicted = fit.forecast(data, steps=2)["x"].mean
     np.testing.assert_allclose(predicted, np.ones((1, 2, 3)), atol=1e-2)
+
+
+@pytest.mark.parametrize("trials", [3, 30])
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_noise_updates_of_a_plrnn_never_lower_the_evidence(trials, missing):
+    """Free initial covariance, few and many trials, missing entries; strong hinges."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        coupling = 0.4 * rng.standard_normal((4, 4))
+        np.fill_diagonal(coupling, 0.0)
+        dynamics = ps.dynamics.PLRNN.from_parameters(
+            A=rng.uniform(0.3, 0.8, 4),
+            W=coupling,
+            h=0.3 * rng.standard_normal(4),
+            process_noise=np.full(4, 0.05),
+            initial_noise=np.full(4, 0.5),
+        )
+        observation = ps.observations.Gaussian.from_parameters(
+            B=rng.standard_normal((10, 4)), noise=np.full(10, 0.2)
+        )
+        model = ps.StateSpaceModel(dynamics, {"x": observation})
+        x = model.simulate(25, trials=trials, seed=seed).values("x")
+        x[rng.random(x.shape) < missing] = np.nan
+        dynamics.noise.variance = np.full(4, 0.3)
+        dynamics.initial.noise.variance = np.full(4, 2.0)
+        observation.noise = np.full(10, 1.0)
+        observation.weight.requires_grad_(False)
+        observation.bias.requires_grad_(False)
+        stage = Stage("noise", 15, learn=("process_noise", "initial", "observations"))
+        engine = LaplaceEM(stages=(stage,), tolerance=0.0)
+        fit = engine.fit(model, ps.Dataset.from_arrays({"x": x}), progress=False)
+        evidence = fit.history["evidence"].to_numpy()
+        assert evidence[-1] > evidence[0] + 10
+        assert np.diff(evidence).min() > -1e-9 * x.size * 10  # rounding
