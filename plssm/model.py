@@ -135,6 +135,7 @@ class StateSpaceModel(nn.Module):
                 wanted=observation.nuisance,
                 fix=f"build the observation model with nuisance={got}, or pass the regressors",
             )
+        observation.check(data, name)
 
     def log_joint(self, batch: Batch, z: Tensor) -> Tensor:
         """Log joint density of latent paths and data.
@@ -267,7 +268,7 @@ class StateSpaceModel(nn.Module):
                 r = self._nuisance(name, observation, nuisance, path)
                 regressors[name] = list(r.numpy())
             with torch.no_grad():
-                features = observation.features(path, r)
+                features = observation.features_along(path, nuisance=r, dt=dt)
                 drawn = (
                     observation.sample(features, seed=seed * 1009 + k)
                     if noise

@@ -24,19 +24,22 @@ class Modality:
         mask: True where an entry is observed [B, n, N], bool.
         clock: Latent step of each sample [B, n], int64; None where sample i is step i.
         nuisance: Nuisance regressors [B, n, R], or None.
+        dt: Seconds per latent step.
     """
 
     y: Tensor
     mask: Tensor
     clock: Tensor | None = None
     nuisance: Tensor | None = None
+    dt: float = 1.0
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Modality:
         """Return the modality on a device, its real numbers in a dtype."""
         nuisance = self.nuisance
-        return Modality(
+        return replace(
+            self,
             y=self.y.to(device=device, dtype=dtype),
             mask=self.mask.to(device=device),
             clock=None if self.clock is None else self.clock.to(device=device),
@@ -126,7 +129,7 @@ def collate(
         raise DataError("a batch needs a trial", got="no trial", wanted="at least one")
     inputs = [t.inputs for t in trials if t.inputs is not None]
     batch = Batch(
-        modalities={m: _modality(trials, m, hidden) for m in trials[0].values},
+        modalities={m: _modality(trials, m, dt, hidden) for m in trials[0].values},
         inputs=torch.from_numpy(pad(inputs, 0.0)) if inputs else None,
         length=torch.tensor([t.length for t in trials], dtype=torch.int64),
         subject=[t.subject for t in trials],
@@ -136,7 +139,7 @@ def collate(
     return batch.to(device=device, dtype=dtype)
 
 
-def _modality(trials: Sequence[Trial], name: str, hidden: bool) -> Modality:
+def _modality(trials: Sequence[Trial], name: str, dt: float, hidden: bool) -> Modality:
     if hidden:
         arrays = [t.hidden.get(name, np.full_like(t.values[name], np.nan)) for t in trials]
     else:
@@ -153,4 +156,5 @@ def _modality(trials: Sequence[Trial], name: str, hidden: bool) -> Modality:
         mask=torch.from_numpy(mask),
         clock=clock,
         nuisance=nuisance,
+        dt=dt,
     )

@@ -94,14 +94,15 @@ def _on_grid(m: Modality, steps: int) -> Modality:
         out[place] = values[b, i]
         return out
 
-    return Modality(arrange(m.y), arrange(m.mask), None, arrange(m.nuisance))
+    return Modality(arrange(m.y), arrange(m.mask), None, arrange(m.nuisance), m.dt)
 
 
 def _one_step(grid: Modality, t: int) -> Modality:
     """The samples of one latent step, all on a clock of length one."""
     y = grid.y[:, t]
     nuisance = None if grid.nuisance is None else grid.nuisance[:, t]
-    return Modality(y, grid.mask[:, t], torch.zeros(y.shape[:2], dtype=torch.int64), nuisance)
+    clock = torch.zeros(y.shape[:2], dtype=torch.int64)
+    return Modality(y, grid.mask[:, t], clock, nuisance, grid.dt)
 
 
 def _update(

@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from plssm._config_capture import Configurable
-from plssm.errors import ShapeError
+from plssm.errors import DataError, ShapeError
 from plssm.observations.clock import gather, scatter
 from plssm.observations.expected_fit import expectation_terms, maximise
 from plssm.observations.local import Local, autograd_derivatives, positive_part, pull_back
@@ -23,6 +24,7 @@ from plssm.observations.quadrature import channelwise_moments, coupled_moments
 from plssm.observations.readout import make_readout
 
 if TYPE_CHECKING:
+    from plssm.data import Dataset
     from plssm.data.batch import Modality
 
 __all__ = ["ObservationModel"]
@@ -46,6 +48,8 @@ class ObservationModel(Configurable, nn.Module, ABC):
 
     Attributes:
         kinds: Kinds of data the model is for.
+        tempering: Exponent (a number) on this modality's likelihood in the posterior of the latent
+            path; 1 is the proper likelihood. Log-densities and scores are never tempered.
         fill: Value in the support of the distribution that stands in for missing entries.
         initialised: Whether the parameters were set on purpose, False for a fresh model.
         dim: Number M of latent states, None until :meth:`bind`.
@@ -76,6 +80,7 @@ class ObservationModel(Configurable, nn.Module, ABC):
         self.has_bias = bool(bias) and self.readout.trainable
         self.dim: int | None = None
         self.initialised = False
+        self.register_buffer("tempering", torch.ones((), dtype=torch.float64))
 
     @abstractmethod
     def distribution(self, features: Tensor) -> Distribution:
@@ -97,6 +102,49 @@ class ObservationModel(Configurable, nn.Module, ABC):
     def quadratic(self) -> bool:
         """Whether the log-density is exactly quadratic in the latent states."""
         return False
+
+    @property
+    def n_covariates(self) -> int:
+        """Number of columns of the covariate weight: the nuisance regressors come first."""
+        return self.nuisance
+
+    def memory(self, dt: float) -> int:
+        """Number of earlier latent steps a sample depends on, besides its own.
+
+        Args:
+            dt: Seconds per latent step.
+        """
+        return 0
+
+    def check(self, data: Dataset, name: str) -> None:
+        """Refuse data that this model cannot describe (beyond kind and sizes).
+
+        Args:
+            data: The dataset.
+            name: The modality in it.
+
+        Raises:
+            DataError: With the reason and the fix.
+        """
+
+    def check_training(self, data: Dataset, name: str) -> None:
+        """Refuse data from which this model cannot be learned.
+
+        Args:
+            data: The dataset.
+            name: The modality in it.
+
+        Raises:
+            DataError: When the modality is missing in every trial.
+        """
+        if all(bool(np.isnan(trial.values[name]).all()) for trial in data.trials):
+            raise DataError(
+                "the modality is missing in every trial",
+                modality=name,
+                got="no observed value",
+                wanted="at least one",
+                fix="leave it out of the model, or give it data",
+            )
 
     def bind(self, dim: int) -> ObservationModel:
         """Create the parameters of the predictor for a given number of latent states.
@@ -120,8 +168,8 @@ class ObservationModel(Configurable, nn.Module, ABC):
         weight = self.readout.start_weight(self.predictors, int(dim))
         self._attach("weight", weight, self.readout.trainable)
         self._attach("bias", weight.new_zeros(self.predictors), self.has_bias)
-        shape = (self.predictors, self.nuisance)
-        self._attach("nuisance_weight", weight.new_zeros(shape), self.nuisance > 0)
+        shape = (self.predictors, self.n_covariates)
+        self._attach("nuisance_weight", weight.new_zeros(shape), self.n_covariates > 0)
         self.dim = int(dim)
         return self
 
@@ -136,7 +184,8 @@ class ObservationModel(Configurable, nn.Module, ABC):
 
         Args:
             z: Latent states ``[..., n, M]``.
-            nuisance: Nuisance regressors ``[..., n, R]``; None leaves their part out.
+            nuisance: Covariates ``[..., n, R]`` (see :meth:`covariates`); None leaves their part
+                out.
 
         Returns:
             ``[..., n, predictors]``.
@@ -151,14 +200,55 @@ class ObservationModel(Configurable, nn.Module, ABC):
                 f"{type(self).__name__} reads {self.dim} latent states, got {z.shape[-1]}"
             )
         eta = nn.functional.linear(self.readout(z), self.weight, self.bias)
-        if self.nuisance == 0 or nuisance is None:
+        if self.n_covariates == 0 or nuisance is None:
             return eta
-        if nuisance.shape[-1] != self.nuisance:
+        if nuisance.shape[-1] != self.n_covariates:
             raise ShapeError(
-                f"{type(self).__name__} has {self.nuisance} nuisance regressors, the data have "
-                f"{nuisance.shape[-1]}"
+                f"{type(self).__name__} has {self.n_covariates} nuisance regressors, the data "
+                f"have {nuisance.shape[-1]}"
             )
         return eta + nuisance.to(eta.dtype) @ self.nuisance_weight.mT
+
+    def covariates(self, m: Modality) -> Tensor | None:
+        """Known regressors of every sample ``[B, n, n_covariates]``: the nuisance regressors.
+
+        A model whose predictors also depend on the observations themselves (spike history)
+        appends those terms here and counts them in :attr:`n_covariates`.
+        """
+        return m.nuisance
+
+    def features_at(self, m: Modality, z: Tensor) -> Tensor:
+        """Predictors of the samples of a modality.
+
+        Args:
+            m: The modality (samples ``[B, n, N]``).
+            z: Latent path ``[..., B, T, M]``; may be NaN where nothing is observed.
+
+        Returns:
+            ``[..., B, n, predictors]``.
+        """
+        return self.features(self.at_samples(z, m), self.covariates(m))
+
+    def features_along(
+        self,
+        z: Tensor,
+        *,
+        clock: Tensor | None = None,
+        nuisance: Tensor | None = None,
+        dt: float = 1.0,
+    ) -> Tensor:
+        """Predictors at some steps of latent paths, for simulations and predictions.
+
+        Args:
+            z: Latent paths ``[..., T, M]`` of consecutive steps.
+            clock: Steps of the samples ``[n]``; None means every step.
+            nuisance: Nuisance regressors ``[..., n, R]``; None leaves their part out.
+            dt: Seconds per latent step.
+
+        Returns:
+            ``[..., n, predictors]``.
+        """
+        return self.features(z if clock is None else z[..., clock, :], nuisance)
 
     def gather(self, z: Tensor, m: Modality) -> Tensor:
         """Latent state of each sample: ``[..., B, T, M]`` to ``[..., B, n, M]``."""
@@ -217,7 +307,7 @@ class ObservationModel(Configurable, nn.Module, ABC):
         Returns:
             ``[..., B, n, N]``, zero where nothing was observed.
         """
-        return self.masked_log_prob(self.features(self.at_samples(z, m), m.nuisance), m)
+        return self.masked_log_prob(self.features_at(m, z), m)
 
     def log_prob(self, m: Modality, z: Tensor) -> Tensor:
         """Log-density of a modality given a latent path ``[..., B, T, M]``, as ``[..., B]``."""
@@ -254,12 +344,13 @@ class ObservationModel(Configurable, nn.Module, ABC):
                 instead of the exact one.
 
         Returns:
-            The local expansion on the latent clock; samples of the same step add up.
+            The local expansion on the latent clock; samples of the same step add up. A model with
+            memory gives a banded curvature (see :class:`Local`).
         """
         steps = z.shape[-2]
         with torch.no_grad():
             z_n = self.at_samples(z, m)
-            eta = self.features(z_n, m.nuisance)
+            eta = self.features(z_n, self.covariates(m))
         value, gradient, curvature = self.derivatives(eta, m, positive=positive)
         score, block = pull_back(
             gradient,
@@ -321,7 +412,7 @@ class ObservationModel(Configurable, nn.Module, ABC):
         with torch.no_grad():
             centre, spread = self.readout.moments(mean, covariance)
             eta = centre @ self.weight.mT + self.bias
-            if self.nuisance and nuisance is not None:
+            if self.n_covariates and nuisance is not None:
                 eta = eta + nuisance.to(eta.dtype) @ self.nuisance_weight.mT
             return eta, self.weight @ spread @ self.weight.mT
 
@@ -346,7 +437,8 @@ class ObservationModel(Configurable, nn.Module, ABC):
         Args:
             m: The modality (samples ``[B, n, N]``).
             mean: Latent mean ``[B, T, M]``.
-            covariance: Latent covariance ``[B, T, M, M]``; None for a known path.
+            covariance: Latent covariance ``[B, T, M, M]``; None for a known path. A model with
+                memory w gets ``[B, T, w+1, M, M]`` with Cov(z_t, z_{t+l}).
 
         Returns:
             ``[B]``.
@@ -360,7 +452,8 @@ class ObservationModel(Configurable, nn.Module, ABC):
         Args:
             m: The modality (samples ``[B, n, N]``).
             mean: Latent mean ``[B, T, M]``.
-            covariance: Latent covariance ``[B, T, M, M]``; None for a known path.
+            covariance: Latent covariance ``[B, T, M, M]``; None for a known path. A model with
+                memory w gets ``[B, T, w+1, M, M]`` with Cov(z_t, z_{t+l}).
         """
         self._raise_expectation(m, mean, covariance, iterations=20)
 
@@ -375,7 +468,11 @@ class ObservationModel(Configurable, nn.Module, ABC):
             maximise(terms, free, count=count, penalised=penalised, iterations=iterations)
 
     def start_signal(self, m: Modality) -> Tensor:
-        """Real-valued stand-in of the data ``[B, n, N]`` from which a fit can start."""
+        """Real-valued stand-in of the data ``[B, n, K]`` from which a fit can start.
+
+        K need not be the number of channels (labels: one column a class). Columns of samples
+        without an observed channel are ignored; with K = N, so are missing entries.
+        """
         return m.y
 
     def init_from(self, m: Modality, z: Tensor) -> None:

@@ -70,7 +70,7 @@ def expectation_terms(
 
 
 def _at_states(model: ObservationModel, m: Modality, z: Tensor, weight: float) -> Tensor:
-    return weight * model.masked_log_prob(model.features(z, m.nuisance), m).sum((-2, -1))
+    return weight * model.masked_log_prob(model.features(z, model.covariates(m)), m).sum((-2, -1))
 
 
 def _at_node(
@@ -78,7 +78,7 @@ def _at_node(
 ) -> Tensor:
     variance = covariance @ khatri_rao(model.weight).mT
     deviation = variance.clamp_min(torch.finfo(mean.dtype).tiny).sqrt()
-    eta = model.features(mean, m.nuisance) + x * deviation
+    eta = model.features(mean, model.covariates(m)) + x * deviation
     return weight * model.masked_log_prob(eta, m).sum((-2, -1))
 
 

@@ -19,7 +19,8 @@ class Local:
         log_prob: ``[B]``.
         score: Gradient in z ``[B, T, M]``.
         curvature: Negative Hessian in z, one block per latent step ``[B, T, M, M]``; the first
-            two axes have length 1 when all blocks are equal.
+            two axes have length 1 when all blocks are equal. Of a model with memory w it is
+            banded, ``[B, T, w+1, M, M]``, block l of step t for the pair (z_t, z_{t+l}).
     """
 
     log_prob: Tensor

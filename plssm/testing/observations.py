@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -156,21 +157,21 @@ class ObservationContract(ABC):
         model, m, z = self._problem(clock="own")
         wanted = model.log_prob(m, z)
         for junk in (1e30, -7.5, float("nan")):
-            changed = Modality(torch.where(m.mask, m.y, junk), m.mask, m.clock, m.nuisance)
+            changed = replace(m, y=torch.where(m.mask, m.y, junk))
             self._close(model.log_prob(changed, z), wanted)
             self._close(model.local(changed, z).score, model.local(m, z).score)
         unseen = 2
         keep = [i for i in range(m.y.shape[1]) if i != unseen]
         nuisance = None if m.nuisance is None else m.nuisance[:, keep]
-        fewer = Modality(m.y[:, keep], m.mask[:, keep], m.clock[:, keep], nuisance)
+        fewer = Modality(m.y[:, keep], m.mask[:, keep], m.clock[:, keep], nuisance, m.dt)
         self._close(model.log_prob(fewer, z)[0], wanted[0])
-        nothing = Modality(m.y, torch.zeros_like(m.mask), m.clock, m.nuisance)
+        nothing = replace(m, mask=torch.zeros_like(m.mask))
         self._close(model.log_prob(nothing, z), torch.zeros(3))
 
     def test_gradients_are_finite_with_missing_entries(self) -> None:
         """Neither NaN data nor NaN states of unseen samples reach a gradient."""
         model, m, z = self._problem()
-        m = Modality(torch.where(m.mask, m.y, torch.nan), m.mask, m.clock, m.nuisance)
+        m = replace(m, y=torch.where(m.mask, m.y, torch.nan))
         seen = m.mask.any(-1)
         path = torch.where(seen[..., None], z, torch.nan).requires_grad_()
         value = model.log_prob(m, path)
@@ -369,7 +370,7 @@ class ObservationContract(ABC):
         before = float(model.log_prob(m, z).sum().detach())
         model.init_from(m, z)
         assert float(model.log_prob(m, z).sum().detach()) >= before - 1e-9 * abs(before)
-        assert model.start_signal(m).shape == m.y.shape
+        assert model.start_signal(m).shape[:2] == m.y.shape[:2]
 
     # ---- being an object ----------------------------------------------------------------------
     def test_saved_and_rebuilt(self) -> None:
@@ -406,7 +407,7 @@ class ObservationContract(ABC):
             model, m, z = self._problem(clock=clock)
             whole = model.local(m, z)
             for b in (2, 0, 1):
-                one = Modality(*(None if v is None else v[b : b + 1] for v in _fields(m)))
+                one = Modality(*(None if v is None else v[b : b + 1] for v in _fields(m)), m.dt)
                 alone = model.local(one, z[b : b + 1])
                 self._close(alone.log_prob, whole.log_prob[b : b + 1])
                 self._close(alone.score, whole.score[b : b + 1])
