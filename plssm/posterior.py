@@ -12,11 +12,12 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from plssm.errors import CapabilityError, PlssmError
+from plssm.linalg.banded import BandedFactor
 from plssm.linalg.block_tridiagonal import ChainFactor
 
 __all__ = ["EvidenceKind", "FilteredMarginals", "GaussianChain", "Posterior"]
 
-EvidenceKind = Literal["exact", "laplace", "laplace (majorised)", "ekf"]
+EvidenceKind = Literal["exact", "laplace", "laplace (majorised)", "ekf", "tempered"]
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -82,12 +83,12 @@ class Posterior(ABC):
 
 
 class GaussianChain(Posterior):
-    r"""Gaussian path whose precision is block-tridiagonal in time.
+    r"""Gaussian path whose precision is block-banded in time.
 
-    .. math:: q(Z) = \mathcal N(Z;\, Z^*, U^{-1}), \qquad U_{st} = 0 \text{ for } |s-t| > 1
+    .. math:: q(Z) = \mathcal N(Z;\, Z^*, U^{-1}), \qquad U_{st} = 0 \text{ for } |s-t| > w
 
     The smoothed posterior of a linear-Gaussian model (where it is exact) and the global Laplace
-    approximation of every other one.
+    approximation of every other one. w is 1 unless a modality remembers earlier states (BOLD).
 
     Args:
         mean: Posterior mean ``[B, T, M]``.
@@ -101,7 +102,7 @@ class GaussianChain(Posterior):
     def __init__(
         self,
         mean: np.ndarray,
-        factor: ChainFactor,
+        factor: ChainFactor | BandedFactor,
         *,
         length: np.ndarray,
         log_evidence: np.ndarray,
@@ -117,6 +118,7 @@ class GaussianChain(Posterior):
         self._factor = factor
         self._path = np.ascontiguousarray(mean, dtype=np.float64)
         self._covariances: tuple[np.ndarray, np.ndarray] | None = None
+        self._lags: np.ndarray | None = None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean, covariance and cross-covariance as plain arrays, 0 beyond a trial's end.
@@ -125,8 +127,31 @@ class GaussianChain(Posterior):
             Arrays ``[B, T, M]``, ``[B, T, M, M]`` and ``[B, T-1, M, M]``; not to be written to.
         """
         if self._covariances is None:
-            self._covariances = self._factor.covariances()
+            if isinstance(self._factor, BandedFactor):
+                self._lags = self._factor.covariances()
+                self._covariances = self._lags[:, :, 0], self._lags[:, :-1, 1]
+            else:
+                self._covariances = self._factor.covariances()
         return self._path, *self._covariances
+
+    def lagged(self, w: int) -> np.ndarray:
+        r"""Covariances :math:`\mathrm{Cov}(z_t, z_{t+l})` of up to w steps.
+
+        Args:
+            w: Largest lag.
+
+        Returns:
+            Array ``[B, T, w+1, M, M]``, 0 where t + l is beyond a trial's end.
+        """
+        _, covariance, cross = self.arrays()
+        if self._lags is not None and w < self._lags.shape[2]:
+            return self._lags[:, :, : w + 1]
+        if self._lags is not None:
+            raise CapabilityError(
+                f"covariances up to lag {w} were asked for, the posterior holds "
+                f"{self._lags.shape[2] - 1}; draw paths with sample(n) instead."
+            )
+        return _markov_lags(covariance, cross, w)
 
     def covariance(self) -> Tensor:
         """Covariance of each latent state, ``[B, T, M, M]``; NaN beyond a trial's end."""
@@ -143,6 +168,20 @@ class GaussianChain(Posterior):
         return self.mean[None] + _tensor(deviation)
 
 
+def _markov_lags(covariance: np.ndarray, cross: np.ndarray, w: int) -> np.ndarray:
+    r"""Lags of a Markov chain: :math:`V_{t,t+l} = V_{t,t+1} V_{t+1}^{-1} V_{t+1,t+l}`."""
+    trials, steps, dim = covariance.shape[:3]
+    out = np.zeros((trials, steps, w + 1, dim, dim))
+    out[:, :, 0] = covariance
+    if w == 0 or steps == 1:
+        return out
+    gain = cross @ np.linalg.pinv(covariance[:, 1:], hermitian=True)
+    for lag in range(1, min(w, steps - 1) + 1):
+        last = steps - lag
+        out[:, :last, lag] = gain[:, :last] @ out[:, 1 : last + 1, lag - 1]
+    return out
+
+
 @dataclass(repr=False)
 class FilteredMarginals(Posterior):
     r"""Causal marginals :math:`p(z_t \mid y_{1:t})` of a Gaussian filter.
@@ -155,6 +194,8 @@ class FilteredMarginals(Posterior):
         length: Latent steps of each trial ``[B]``.
         log_evidence: Log evidence of each trial ``[B]``.
         evidence_kind: ``"exact"`` for a linear-Gaussian model, otherwise ``"ekf"``.
+        joint: Mean ``[B, T, K M]`` and covariance ``[B, T, K M, K M]`` of the last K latent
+            states, newest first; None where the filter keeps only the newest.
     """
 
     mean: Tensor
@@ -165,6 +206,7 @@ class FilteredMarginals(Posterior):
     log_evidence: Tensor
     evidence_kind: EvidenceKind = "ekf"
     status: tuple[str, ...] = field(default=())
+    joint: tuple[np.ndarray, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         for name in ("mean", "filtered_covariance", "predicted_mean", "predicted_covariance"):
@@ -185,6 +227,32 @@ class FilteredMarginals(Posterior):
         raise CapabilityError(
             "a filtered posterior has marginals only; use causal=False for cross-covariances."
         )
+
+    def histories(self, n: int, *, seed: int = 0) -> Tensor:
+        """Draw the last latent states before and at each step, ``[n, B, T, K, M]``, oldest first.
+
+        Draws of one step are joint over its K states; steps before the trial are zero. Draws of
+        different steps are independent.
+
+        Args:
+            n: Number of draws.
+            seed: Seed of the draws.
+        """
+        dim = self.mean.shape[-1]
+        if self.joint is None:
+            return self.sample(n, seed=seed)[..., None, :]
+        mean, covariance = (torch.from_numpy(a) for a in self.joint)
+        trials, steps, size = mean.shape
+        out = torch.empty((n, trials, steps, size // dim, dim), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed)
+        for b in range(trials):
+            values, vectors = torch.linalg.eigh(covariance[b])
+            root = vectors * values.clamp_min(0).sqrt()[:, None, :]
+            noise = torch.randn((n, steps, size), generator=generator, dtype=torch.float64)
+            draws = mean[b] + torch.einsum("tij,stj->sti", root, noise)
+            out[:, b] = draws.unflatten(-1, (-1, dim)).flip(-2)
+            out[:, b, int(self.length[b]) :] = torch.nan
+        return out
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """Draw ``n`` independent states per step, ``[n, B, T, M]``.

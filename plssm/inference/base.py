@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from plssm.data import Dataset
+from plssm.inference.modality_weights import check_weights
 from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
 
@@ -29,9 +30,16 @@ class Engine(ABC):
 
     Args:
         seed: Seed of every random choice.
+        modality_weights: How much each modality counts in the posterior of the latent path: None
+            (all 1, the proper likelihood), a dict such as ``{"choice": 5.0}``, or
+            ``"null-fisher"`` (see :func:`plssm.inference.modality_weights.temper`).
     """
 
     seed: int = 0
+    modality_weights: dict[str, float] | str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_weights(self.modality_weights)
 
     @abstractmethod
     def fit(
@@ -56,6 +64,12 @@ class Engine(ABC):
             CapabilityError: If the engine cannot treat the model.
         """
         model.check(data)
+
+    def check_training(self, model: StateSpaceModel, data: Dataset) -> None:
+        """As :meth:`check`, and refuse data from which the model cannot be learned."""
+        self.check(model, data)
+        for name, observation in model.observations.items():
+            observation.check_training(data, name)
 
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters as plain JSON-able values."""

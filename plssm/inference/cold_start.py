@@ -54,6 +54,8 @@ def cold_mode(prior: ChainPrior, terms: QuadraticTerms, *, max_solves: int) -> C
     if not prior.form.outer.shape[1]:
         return find_mode(prior, terms, max_solves=max_solves)
     halfway = find_mode(prior, terms, max_solves=SWEEPS)
+    if terms.memory:
+        return find_mode(prior, terms, halfway.path, max_solves=max_solves)
     filtered = filter_chain(prior, terms).filtered_mean
     usable = np.isfinite(filtered).all((1, 2))
     start = np.where(usable[:, None, None], filtered, halfway.path)

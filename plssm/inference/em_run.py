@@ -15,6 +15,7 @@ from plssm.dynamics.base import PiecewiseLinear
 from plssm.dynamics.linear import LinearDynamics
 from plssm.inference.laplace import LaplaceResult, laplace_posterior
 from plssm.inference.m_step import (
+    moments_for,
     pool_trial_means,
     ridge_penalty,
     update_coefficients,
@@ -140,11 +141,7 @@ class EMRun:
             path = lift(state, batch.time_mask.numpy(), model.dim, seed=seed)
         for name, observation in fresh.items():
             observation.init_from(batch.modalities[name], torch.from_numpy(path.mean))
-            observation.m_step(
-                batch.modalities[name],
-                torch.from_numpy(path.mean),
-                torch.from_numpy(np.ascontiguousarray(path.covariance)),
-            )
+            observation.m_step(batch.modalities[name], *moments_for(observation, path, batch))
         if new_map:
             self.path = path.mean
             self._start_dynamics(path)
@@ -167,11 +164,13 @@ class EMRun:
         dim = state_dim(model)
         stand_in = LinearDynamics(dim, dynamics.n_inputs, input_at_start=dynamics.input_at_start)
         copies = {n: type(o).from_config(o.config()) for n, o in model.observations.items()}
+        for name, copied in copies.items():
+            copied.tempering.copy_(model.observations[name].tempering)
         self.model = StateSpaceModel(stand_in, copies)
         self._start(None)
         state = None
         if self._iterate(stage):
-            state = StartPath(*self._e_step().posterior.arrays(), self.batch.length)
+            state = StartPath.of(self._e_step().posterior, self.model, self.batch)
         self.evidence, self.best, self.good = -np.inf, None, None
         self.model, self.path, self.trial_means = own
         return state

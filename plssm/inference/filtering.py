@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from plssm.data import Batch, Modality
+from plssm.errors import CapabilityError
+from plssm.inference.augmented_filter import run_filter
+from plssm.inference.augmented_states import LagStates
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.cold_start import filter_chain
-from plssm.inference.laplace import expand
-from plssm.inference.quadratic_chain import absolute
+from plssm.inference.laplace import laplace_posterior
+from plssm.inference.newton import expand
+from plssm.inference.quadratic_chain import QuadraticTerms, absolute
+from plssm.inference.step_samples import on_grid, one_step
+from plssm.kernels.gaussian_filter import FilterResult
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
-from plssm.posterior import FilteredMarginals
+from plssm.posterior import EvidenceKind, FilteredMarginals
 
 __all__ = ["filter_batch"]
+
+SWEEPS = 60  # runs of the compiled filter before a batch is filtered step by step
+SETTLED = 1e-8  # largest move of the filtered path between two runs, in posterior sd
+MOST_NUMBERS = 400_000_000  # of joint covariances held in memory
 
 
 def filter_batch(model: StateSpaceModel, batch: Batch) -> FilteredMarginals:
@@ -24,8 +33,10 @@ def filter_batch(model: StateSpaceModel, batch: Batch) -> FilteredMarginals:
     .. math:: p(z_t \mid y_{1:t}) \approx \mathcal N(m_t, P_t), \qquad
               P_t^{-1} = (J P_{t-1} J^\top + \Sigma)^{-1} + R_t
 
-    Exact for linear-Gaussian models. Observation terms that are not quadratic enter by a Newton
-    search of their own at every step.
+    Exact for linear-Gaussian models. Observation terms that are not quadratic are expanded around
+    the filtered path itself: the filter is run again until the path it gives is the one the terms
+    were expanded around. Every step then is the Laplace update by its own observations. Trials
+    for which that does not settle are filtered step by step.
 
     Args:
         model: Model with float64 parameters and a ReLU form.
@@ -35,15 +46,84 @@ def filter_batch(model: StateSpaceModel, batch: Batch) -> FilteredMarginals:
         Filtered and one-step-predicted marginals, with the filter's log evidence.
     """
     prior = ChainPrior.of(model.dynamics, batch)
+    if any(o.memory(batch.dt) for o in model.observations.values()):
+        return _filter_lagged(model, batch, prior)
     if all(o.quadratic for o in model.observations.values()):
-        return _filter_quadratic(model, batch, prior)
-    return _filter_stepwise(model, batch, prior)
+        terms = expand(model, batch, np.zeros((*prior.drive.shape[:1], batch.steps, prior.dim)))
+        kind = "ekf" if prior.form.outer.shape[1] else "exact"
+        return _marginals(prior, terms, filter_chain(prior, terms), kind)
+    found = _filter_sweeps(model, batch, prior)
+    return _filter_stepwise(model, batch, prior) if found is None else found
+
+
+def _filter_sweeps(
+    model: StateSpaceModel, batch: Batch, prior: ChainPrior
+) -> FilteredMarginals | None:
+    """Compiled filter, terms expanded around its own result; None where that does not settle."""
+    z = laplace_posterior(model, batch).path
+    inside = batch.time_mask.numpy()
+    for sweep in range(SWEEPS):
+        terms = expand(model, batch, z)
+        safe = terms.steering(z)
+        exact = safe is terms
+        result = filter_chain(prior, safe)
+        if not np.isfinite(result.filtered_mean).all():
+            return None
+        move = np.where(inside[..., None], result.filtered_mean - z, 0.0)
+        sd = np.sqrt(np.diagonal(result.filtered_covariance, axis1=2, axis2=3))
+        if np.abs(move / np.where(inside[..., None], sd, 1.0)).max() < SETTLED:
+            if exact:
+                return _marginals(prior, terms, result, "ekf")
+            return None
+        z = z + move * (1.0 if sweep < SWEEPS // 2 else 0.5)
+    return None
+
+
+def _marginals(
+    prior: ChainPrior, terms: QuadraticTerms, result: FilterResult, kind: EvidenceKind
+) -> FilteredMarginals:
+    return FilteredMarginals(
+        mean=result.filtered_mean,
+        filtered_covariance=result.filtered_covariance,
+        predicted_mean=result.predicted_mean,
+        predicted_covariance=result.predicted_covariance,
+        length=torch.from_numpy(prior.length),
+        log_evidence=result.log_increment.sum(1) + terms.constant,
+        evidence_kind=kind,
+    )
+
+
+def _filter_lagged(model: StateSpaceModel, batch: Batch, prior: ChainPrior) -> FilteredMarginals:
+    """Filter on the last w + 1 latent states, for observations with memory w."""
+    states = LagStates(model, batch.dt)
+    held = len(prior.length) * batch.steps * states.size**2
+    if held > MOST_NUMBERS:
+        raise CapabilityError(
+            f"the causal posterior needs the joint covariance of {states.lags} latent states of "
+            f"{states.dim} dimensions at {batch.steps} steps of {len(prior.length)} trials "
+            f"({8 * held / 1e9:.1f} GB); use a dt nearer to the repetition time, fewer trials at "
+            "a time, or causal=False"
+        )
+    run = run_filter(model, batch, prior, states)
+    m = states.dim
+    linear = not prior.form.outer.shape[1]
+    exact = linear and all(o.quadratic for o in model.observations.values())
+    return FilteredMarginals(
+        mean=run.filtered[0][:, :, :m],
+        filtered_covariance=run.filtered[1][:, :, :m, :m],
+        predicted_mean=run.predicted[0][:, :, :m],
+        predicted_covariance=run.predicted[1][:, :, :m, :m],
+        length=torch.from_numpy(prior.length),
+        log_evidence=run.evidence,
+        evidence_kind="exact" if exact else "ekf",
+        joint=run.filtered,
+    )
 
 
 def _filter_stepwise(model: StateSpaceModel, batch: Batch, prior: ChainPrior) -> FilteredMarginals:
     """One Newton search per step, all trials at once; for observation terms of any shape."""
     trials, steps, dim = len(prior.length), batch.steps, prior.dim
-    grids = {n: _on_grid(m, steps) for n, m in batch.modalities.items() if n in model.observations}
+    grids = {n: on_grid(m, steps) for n, m in batch.modalities.items() if n in model.observations}
     mean, covariance = np.zeros((2, trials, steps, dim)), np.zeros((2, trials, steps, dim, dim))
     evidence = np.zeros(trials)
     sigma, sigma0 = np.linalg.inv(prior.precision), np.linalg.inv(prior.initial_precision)
@@ -56,7 +136,7 @@ def _filter_stepwise(model: StateSpaceModel, batch: Batch, prior: ChainPrior) ->
             m = form.step(m) + prior.drive[:, t - 1]
             p = jacobian @ p @ jacobian.swapaxes(1, 2) + sigma
         mean[0, :, t], covariance[0, :, t] = m, p
-        terms = [(model.observations[n], _one_step(g, t)) for n, g in grids.items()]
+        terms = [(model.observations[n], one_step(g, t)) for n, g in grids.items()]
         m, p, gained = _update(terms, m, p)
         mean[1, :, t], covariance[1, :, t] = m, p
         evidence += np.where(t < prior.length, gained, 0.0)
@@ -69,40 +149,6 @@ def _filter_stepwise(model: StateSpaceModel, batch: Batch, prior: ChainPrior) ->
         log_evidence=evidence,
         evidence_kind="ekf",
     )
-
-
-def _on_grid(m: Modality, steps: int) -> Modality:
-    """Samples arranged by latent step, at most k each: arrays ``[B, T, k, ...]``."""
-    trials, samples, channels = m.y.shape
-    clock = torch.arange(samples).expand(trials, -1) if m.clock is None else m.clock
-    seen = m.mask.any(-1)
-    rank = torch.zeros_like(clock)
-    if m.clock is not None:
-        for b in range(trials):
-            order = clock[b].argsort(stable=True)
-            order = order[seen[b][order]]
-            steps_of = clock[b][order]
-            rank[b, order] = torch.arange(len(order)) - torch.searchsorted(steps_of, steps_of)
-    deepest = int(torch.where(seen, rank, 0).max()) + 1 if seen.any() else 1
-    b, i = seen.nonzero(as_tuple=True)
-    place = (b, clock[b, i], rank[b, i])
-
-    def arrange(values: Tensor | None) -> Tensor | None:
-        if values is None:
-            return None
-        out = values.new_zeros((trials, steps, deepest, values.shape[-1]))
-        out[place] = values[b, i]
-        return out
-
-    return Modality(arrange(m.y), arrange(m.mask), None, arrange(m.nuisance), m.dt)
-
-
-def _one_step(grid: Modality, t: int) -> Modality:
-    """The samples of one latent step, all on a clock of length one."""
-    y = grid.y[:, t]
-    nuisance = None if grid.nuisance is None else grid.nuisance[:, t]
-    clock = torch.zeros(y.shape[:2], dtype=torch.int64)
-    return Modality(y, grid.mask[:, t], clock, nuisance, grid.dt)
 
 
 def _update(
@@ -159,7 +205,7 @@ def _penalised(
     value = -0.5 * ((precision @ e[..., None])[..., 0] * e).sum(1)
     with torch.no_grad():
         path = torch.from_numpy(z[:, None])
-        return value + sum(o.log_prob(y, path).numpy() for o, y in terms)
+        return value + sum(float(o.tempering) * o.log_prob(y, path).numpy() for o, y in terms)
 
 
 def _slopes(
@@ -169,24 +215,7 @@ def _slopes(
     score, curvature = np.zeros_like(z), np.zeros((*z.shape, z.shape[-1]))
     for observation, y in terms:
         local = observation.local(y, path, positive=positive)
-        score = score + local.score[:, 0].detach().numpy()
-        curvature = curvature + local.curvature[:, 0].detach().numpy()
+        power = float(observation.tempering)
+        score = score + power * local.score[:, 0].detach().numpy()
+        curvature = curvature + power * local.curvature[:, 0].detach().numpy()
     return score, curvature
-
-
-def _filter_quadratic(
-    model: StateSpaceModel, batch: Batch, prior: ChainPrior
-) -> FilteredMarginals:
-    """Compiled filter; all observation terms are quadratic in the latent state."""
-    trials, steps, dim = len(prior.length), batch.steps, prior.dim
-    terms = expand(model, batch, np.zeros((trials, steps, dim)))
-    form, result = prior.form, filter_chain(prior, terms)
-    return FilteredMarginals(
-        mean=result.filtered_mean,
-        filtered_covariance=result.filtered_covariance,
-        predicted_mean=result.predicted_mean,
-        predicted_covariance=result.predicted_covariance,
-        length=torch.from_numpy(prior.length),
-        log_evidence=result.log_increment.sum(1) + terms.constant,
-        evidence_kind="ekf" if form.outer.shape[1] else "exact",
-    )

@@ -17,6 +17,7 @@ from plssm.fit import Fit
 from plssm.inference.base import Engine, working_copy
 from plssm.inference.em_run import EMRun
 from plssm.inference.laplace import laplace_posterior
+from plssm.inference.modality_weights import temper
 from plssm.inference.progress import EMProgress
 from plssm.inference.smoothers import smooth
 from plssm.inference.stages import Stage, annealed_stages, plain_stages
@@ -38,6 +39,7 @@ class LaplaceEM(Engine):
 
     Args:
         seed: Seed of the restarts.
+        modality_weights: See :class:`Engine`.
         iterations: EM iterations in total.
         restarts: Number of starts; the best evidence (on the validation data where given) wins.
         start: ``"auto"`` starts parameters that were set (``from_parameters``, a Fit) where they
@@ -72,6 +74,7 @@ class LaplaceEM(Engine):
     moments: str = "regional"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.start not in ("auto", "data", "model"):
             raise PlssmError(f"LaplaceEM: start is {self.start!r}, wanted auto, data or model.")
         if self.moments not in ("regional", "exact"):
@@ -126,15 +129,16 @@ class LaplaceEM(Engine):
             DataError: If the data do not match the model.
             CapabilityError: If the dynamics are not piecewise linear.
         """
-        self.check(model, data)
+        self.check_training(model, data)
         if validation is not None:
             self.check(model, validation)
         began = time.perf_counter()
-        batch = data.batch()
+        batch, start = data.batch(), working_copy(model)
+        temper(start, data, self.modality_weights)
         runs = []
         with EMProgress(self.stages_for(model), self.restarts, show=progress) as bar:
             for restart in range(self.restarts):
-                run = EMRun(self, working_copy(model), batch, restart, bar)
+                run = EMRun(self, working_copy(start), batch, restart, bar)
                 try:
                     run.go()
                 except KeyboardInterrupt:

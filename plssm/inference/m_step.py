@@ -12,9 +12,11 @@ from plssm.dynamics.base import LatentDynamics, PiecewiseLinear
 from plssm.dynamics.noise import Noise
 from plssm.inference.statistics import TransitionStatistics
 from plssm.model import StateSpaceModel
+from plssm.observations.base import ObservationModel
 from plssm.posterior import GaussianChain
 
 __all__ = [
+    "moments_for",
     "pool_trial_means",
     "ridge_penalty",
     "update_coefficients",
@@ -259,8 +261,24 @@ def pool_trial_means(dynamics: LatentDynamics, trial_means: np.ndarray) -> None:
 
 
 def update_observations(model: StateSpaceModel, posterior: GaussianChain, batch: Batch) -> None:
-    """Maximise the expected log-likelihood of every modality over its own parameters."""
-    mean, covariance = (torch.from_numpy(a) for a in posterior.arrays()[:2])
+    """Maximise the expected log-likelihood of every modality over its own parameters.
+
+    Args:
+        model: The model; its observation models are changed in place.
+        posterior: Posterior of the batch, or any path with the same moments.
+        batch: The trials.
+    """
     for name, observation in model.observations.items():
         if any(p.requires_grad for p in observation.parameters()):
-            observation.m_step(batch.modalities[name], mean, covariance)
+            observation.m_step(batch.modalities[name], *moments_for(observation, posterior, batch))
+
+
+def moments_for(
+    observation: ObservationModel, posterior: GaussianChain, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and covariance of the path in the form the M-step of an observation model takes."""
+    w = observation.memory(batch.dt)
+    mean, covariance, _ = posterior.arrays()
+    if w:
+        covariance = posterior.lagged(w)
+    return torch.from_numpy(mean), torch.from_numpy(np.ascontiguousarray(covariance))

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from plssm.inference.active_set import ActiveSet, ascend, clarke_slopes
+from plssm.inference.banded_search import search_banded
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve, log_joint
-from plssm.kernels.mode_search import search_modes
+from plssm.kernels.mode_search import ModeSearch, search_modes
+from plssm.linalg.banded import BandedFactor
 from plssm.linalg.block_tridiagonal import ChainFactor
 
 __all__ = ["ChainMode", "find_mode"]
@@ -36,7 +38,7 @@ class ChainMode:
     path: np.ndarray
     slope: np.ndarray
     value: np.ndarray
-    factor: ChainFactor
+    factor: ChainFactor | BandedFactor
     status: tuple[str, ...]
     solves: np.ndarray
     pinned: np.ndarray
@@ -80,22 +82,7 @@ def find_mode(
         path, factor = linear_solve(prior, terms, slope)
         return _result(prior, terms, path, slope, factor, np.ones(trials, dtype=np.int64), late)
     rho = PIN * _stiffness(prior, terms)
-    begin = None if start is None else ActiveSet.at(prior, start)
-    found = search_modes(
-        prior.form,
-        prior.drive,
-        prior.precision,
-        prior.initial_mean,
-        prior.initial_precision,
-        terms.information,
-        terms.score,
-        _halfway(prior) if begin is None else begin.slope,
-        prior.length,
-        pin=rho,
-        pinned=None if begin is None else begin.pinned,
-        flips=flips if begin is None else 1,
-        max_solves=min(SWEEPS, max_solves),
-    )
+    found = _search(prior, terms, start, rho, flips, min(SWEEPS, max_solves))
     path, slope, factor, solves = found.path, found.slope, found.factor, found.solves
     from_start = _below(prior, terms, path, start)
     astray = ~found.stationary | from_start
@@ -110,12 +97,42 @@ def find_mode(
     return _result(prior, terms, path, slope, factor, solves, late)
 
 
+def _search(
+    prior: ChainPrior,
+    terms: QuadraticTerms,
+    start: np.ndarray | None,
+    rho: float,
+    flips: int,
+    max_solves: int,
+) -> ModeSearch:
+    """Flip and pin; compiled where the negative Hessian is block-tridiagonal."""
+    begin = None if start is None else ActiveSet.at(prior, start)
+    slope = _halfway(prior) if begin is None else begin.slope
+    pinned = None if begin is None else begin.pinned
+    settings = {"pin": rho, "flips": flips if begin is None else 1, "max_solves": max_solves}
+    if terms.banded is not None:
+        return search_banded(prior, terms, slope, pinned=pinned, **settings)
+    return search_modes(
+        prior.form,
+        prior.drive,
+        prior.precision,
+        prior.initial_mean,
+        prior.initial_precision,
+        terms.information,
+        terms.score,
+        slope,
+        prior.length,
+        pinned=pinned,
+        **settings,
+    )
+
+
 def _result(
     prior: ChainPrior,
     terms: QuadraticTerms,
     path: np.ndarray,
     slope: np.ndarray,
-    factor: ChainFactor,
+    factor: ChainFactor | BandedFactor,
     solves: np.ndarray,
     late: np.ndarray,
 ) -> ChainMode:
@@ -166,5 +183,7 @@ def _guard(
 def _stiffness(prior: ChainPrior, terms: QuadraticTerms) -> float:
     """Typical precision along a unit gate direction, the scale of the pinning penalty."""
     information = np.trace(terms.information, axis1=-2, axis2=-1).mean()
+    if terms.banded is not None:
+        information += np.trace(terms.banded[:, :, 0], axis1=-2, axis2=-1).mean()
     normal = np.mean(prior.form.inner**2) * prior.dim
     return float((np.trace(prior.precision) + information) / prior.dim / max(normal, 1e-300))

@@ -11,8 +11,9 @@ from plssm.data import Batch
 from plssm.dynamics.linear import LinearDynamics
 from plssm.inference.laplace import laplace_posterior
 from plssm.model import StateSpaceModel
+from plssm.posterior import GaussianChain
 
-__all__ = ["StartPath", "lift", "observed_path", "state_dim", "state_path", "turn"]
+__all__ = ["StartPath", "lift", "memory", "observed_path", "state_dim", "state_path", "turn"]
 
 MAX_LAG_BLOCKS = 64
 MOSTLY_OPEN = 0.2  # the first units are closed for at most this share of the data
@@ -59,25 +60,44 @@ class StartPath:
 
     Args:
         mean: ``[B, T, M]``, zeros beyond a trial's end.
-        covariance: ``[B, T, M, M]``.
-        cross: Cov(z_t, z_{t+1}), ``[B, T-1, M, M]``.
+        lags: Cov(z_t, z_{t+l}), ``[B, T, w+1, M, M]`` with w >= 1.
         length: Latent steps of each trial ``[B]``.
     """
 
     mean: np.ndarray
-    covariance: np.ndarray
-    cross: np.ndarray
+    lags: np.ndarray
     length: torch.Tensor
 
     @classmethod
     def certain(cls, path: np.ndarray, batch: Batch) -> StartPath:
         """A path taken as known."""
-        covariance = np.zeros((*path.shape, path.shape[-1]))
-        return cls(path, covariance, covariance[:, 1:], batch.length)
+        return cls(path, np.zeros((*path.shape[:2], 2, *path.shape[2:] * 2)), batch.length)
+
+    @classmethod
+    def of(cls, posterior: GaussianChain, model: StateSpaceModel, batch: Batch) -> StartPath:
+        """A posterior, with as many lags as the model's observations remember."""
+        return cls(
+            posterior.arrays()[0], posterior.lagged(max(memory(model, batch), 1)), batch.length
+        )
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean, covariance and cross-covariance, as a GaussianChain gives them."""
-        return self.mean, self.covariance, self.cross
+        return self.mean, self.lags[:, :, 0], self.lags[:, :-1, 1]
+
+    def lagged(self, w: int) -> np.ndarray:
+        """Covariances up to lag w ``[B, T, w+1, M, M]``; unknown ones are 0."""
+        known = self.lags[:, :, : w + 1]
+        missing = w + 1 - known.shape[2]
+        return np.pad(known, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
+
+    def mapped(self, mean: np.ndarray, weights: np.ndarray) -> StartPath:
+        """Moments of an affine map of the path whose mean is known ``[B, T, M']``."""
+        return StartPath(np.ascontiguousarray(mean), weights @ self.lags @ weights.T, self.length)
+
+
+def memory(model: StateSpaceModel, batch: Batch) -> int:
+    """Number of earlier latent steps that any observation depends on."""
+    return max(o.memory(batch.dt) for o in model.observations.values())
 
 
 def lift(state: StartPath, inside: np.ndarray, dim: int, *, seed: int) -> StartPath:
@@ -117,8 +137,7 @@ def lift(state: StartPath, inside: np.ndarray, dim: int, *, seed: int) -> StartP
     closed[:k] *= MOSTLY_OPEN
     kinks = [np.quantile(f, q) for f, q in zip(features[inside].T, closed, strict=True)]
     mean = np.where(inside[..., None], features - np.array(kinks), 0.0)
-    covariance, cross = (weights @ c @ weights.T for c in (state.covariance, state.cross))
-    return StartPath(np.ascontiguousarray(mean), covariance, cross, state.length)
+    return state.mapped(mean, weights)
 
 
 def turn(path: StartPath, *, seed: int) -> StartPath:
@@ -127,8 +146,7 @@ def turn(path: StartPath, *, seed: int) -> StartPath:
     if not seed:
         return path
     q = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))[0]
-    covariance, cross = (q @ c @ q.T for c in (path.covariance, path.cross))
-    return StartPath(np.ascontiguousarray(path.mean @ q.T), covariance, cross, path.length)
+    return path.mapped(path.mean @ q.T, q)
 
 
 def observed_path(model: StateSpaceModel, batch: Batch) -> StartPath:
@@ -145,7 +163,7 @@ def observed_path(model: StateSpaceModel, batch: Batch) -> StartPath:
     walk = LinearDynamics.from_parameters(A=0.95 * np.eye(model.dim), process_noise=unit)
     known = StateSpaceModel(walk, dict(model.observations))
     posterior = laplace_posterior(known, batch).posterior
-    return StartPath(*posterior.arrays(), batch.length)
+    return StartPath.of(posterior, model, batch)
 
 
 def _on_latent_clock(signal: torch.Tensor, batch: Batch, name: str) -> np.ndarray:
@@ -159,7 +177,7 @@ def _on_latent_clock(signal: torch.Tensor, batch: Batch, name: str) -> np.ndarra
     for b in range(trials):
         steps = np.arange(samples) if clock is None else clock[b]
         for n in range(channels):
-            seen = mask[b, :, min(n, mask.shape[2] - 1)]
+            seen = mask[b, :, n] if channels == mask.shape[2] else mask[b].any(-1)
             if seen.any():
                 out[b, :, n] = np.interp(grid, steps[seen], values[b, seen, n])
     return out

@@ -12,7 +12,8 @@ import plssm as ps
 from plssm.errors import CapabilityError
 from plssm.inference import LaplaceEM
 from plssm.inference.chain_prior import ChainPrior
-from plssm.inference.laplace import expand, laplace_posterior
+from plssm.inference.laplace import laplace_posterior
+from plssm.inference.newton import expand
 from plssm.inference.statistics import exact_statistics, regional_statistics
 
 

@@ -9,7 +9,8 @@ import torch
 import plssm as ps
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.cold_start import cold_mode, filter_chain
-from plssm.inference.laplace import expand, laplace_posterior
+from plssm.inference.laplace import laplace_posterior
+from plssm.inference.newton import expand
 from plssm.inference.mode_search import find_mode
 from plssm.inference.starts import StartPath, lift, turn
 
@@ -69,9 +70,9 @@ def chain(k=2, trials=2, steps=400, seed=0):
     rng = np.random.default_rng(seed)
     mean = np.cumsum(0.1 * rng.standard_normal((trials, steps, k)), axis=1)
     root = 0.1 * rng.standard_normal((trials, steps, k, k))
-    covariance = root @ root.swapaxes(-1, -2)
-    cross = 0.01 * rng.standard_normal((trials, steps - 1, k, k))
-    return StartPath(mean, covariance, cross, torch.full((trials,), steps))
+    lags = 0.01 * rng.standard_normal((trials, steps, 3, k, k))
+    lags[:, :, 0] = root @ root.swapaxes(-1, -2)
+    return StartPath(mean, lags, torch.full((trials,), steps))
 
 
 def test_lift_is_one_affine_map_of_mean_and_moments():
@@ -82,10 +83,11 @@ def test_lift_is_one_affine_map_of_mean_and_moments():
     solved, residual = np.linalg.lstsq(flat, lifted.mean.reshape(-1, 5), rcond=None)[:2]
     assert residual.max() < 1e-18
     weights = solved[:2].T
-    np.testing.assert_allclose(
-        lifted.covariance, weights @ state.covariance @ weights.T, atol=1e-12
-    )
-    np.testing.assert_allclose(lifted.cross, weights @ state.cross @ weights.T, atol=1e-12)
+    np.testing.assert_allclose(lifted.lags, weights @ state.lags @ weights.T, atol=1e-12)
+    for got, wanted in zip(lifted.arrays()[1:], (lifted.lags[:, :, 0], lifted.lags[:, :-1, 1])):
+        assert np.array_equal(got, wanted)
+    assert np.array_equal(lifted.lagged(4)[:, :, :3], lifted.lags)
+    assert not lifted.lagged(4)[:, :, 3:].any()
     assert np.abs(weights[:2][~np.eye(2, dtype=bool)]).max() < 1e-12  # its own coordinates
     closed = (lifted.mean < 0).mean((0, 1))
     assert (closed[:2] < 0.25).all() and (closed[:2] >= 0).all()
@@ -98,6 +100,6 @@ def test_turn_is_a_rotation():
         (turned.mean**2).sum(-1), (state.mean**2).sum(-1), rtol=1e-10, atol=1e-12
     )
     np.testing.assert_allclose(
-        np.linalg.eigvalsh(turned.covariance), np.linalg.eigvalsh(state.covariance), atol=1e-12
+        np.linalg.eigvalsh(turned.arrays()[1]), np.linalg.eigvalsh(state.arrays()[1]), atol=1e-12
     )
     assert turn(state, seed=0) is state

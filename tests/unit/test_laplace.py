@@ -10,7 +10,8 @@ from torch import nn
 
 import plssm as ps
 from plssm.errors import CapabilityError
-from plssm.inference.laplace import expand, laplace_posterior
+from plssm.inference.laplace import laplace_posterior
+from plssm.inference.newton import expand
 from plssm.inference.quadratic_chain import absolute
 
 

@@ -10,7 +10,7 @@ import torch
 
 import plssm as ps
 from plssm.inference.chain_prior import ChainPrior
-from plssm.inference.laplace import expand
+from plssm.inference.newton import expand
 from plssm.inference.mode_search import find_mode
 
 

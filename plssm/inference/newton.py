@@ -1,0 +1,159 @@
+"""Damped Newton search for the mode where observation terms are not quadratic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from plssm.data import Batch
+from plssm.inference.chain_prior import ChainPrior
+from plssm.inference.cold_start import cold_mode
+from plssm.inference.mode_search import ChainMode, find_mode
+from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve, log_joint
+from plssm.model import StateSpaceModel
+from plssm.observations.local import Local
+
+__all__ = ["expand", "newton_mode"]
+
+STALLED = 1e-6  # a Newton step that promises more than this, relative, and gains nothing
+HALVINGS = 30
+NEARLY = 1e-9  # a move smaller than this is none
+
+
+def expand(
+    model: StateSpaceModel, batch: Batch, z: np.ndarray, *, positive: bool = False
+) -> QuadraticTerms:
+    """Second-order expansion of all observation terms at a path."""
+    path = torch.from_numpy(z)
+    total = None
+    for name, observation in model.observations.items():
+        local = observation.local(batch.modalities[name], path, positive=positive)
+        terms = _about(local, z, float(observation.tempering))
+        total = terms if total is None else _add(total, terms)
+    return replace(total, information=np.ascontiguousarray(total.information))
+
+
+def _about(local: Local, z: np.ndarray, power: float) -> QuadraticTerms:
+    """Coefficients of the expansion of one modality, to a power, around a path."""
+    slope, curvature = local.score.detach().numpy(), local.curvature.detach().numpy()
+    if power != 1.0:
+        slope, curvature = power * slope, power * curvature
+    flat = np.zeros((1, 1, *z.shape[2:] * 2))
+    banded = curvature if curvature.ndim == 5 else None
+    terms = QuadraticTerms(0.0, slope, curvature if banded is None else flat, banded)
+    curved = terms.curved(z)
+    constant = power * local.log_prob.detach().numpy() - ((slope + 0.5 * curved) * z).sum((1, 2))
+    return replace(terms, constant=constant, score=slope + curved)
+
+
+def _add(one: QuadraticTerms, two: QuadraticTerms) -> QuadraticTerms:
+    """Sum of two expansions."""
+    banded = [k for k in (one.banded, two.banded) if k is not None]
+    if len(banded) == 2:  # the longer memory holds the shorter
+        short, long = sorted(banded, key=lambda k: k.shape[2])
+        long = long.copy()
+        long[:, :, : short.shape[2]] += short
+        banded = [long]
+    return QuadraticTerms(
+        one.constant + two.constant,
+        one.score + two.score,
+        one.information + two.information,
+        banded[0] if banded else None,
+    )
+
+
+class _Point:
+    """A path with the expansion of the observation terms there."""
+
+    def __init__(
+        self, prior: ChainPrior, model: StateSpaceModel, batch: Batch, z: np.ndarray
+    ) -> None:
+        self.prior, self.model, self.batch, self.z = prior, model, batch, z
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.terms = expand(model, batch, z)
+            value = log_joint(prior, self.terms, z)
+        self.value = np.where(np.isfinite(value), value, -np.inf)
+
+    def moved(self, target: np.ndarray, trials: np.ndarray) -> _Point:
+        """Go towards a target as far as each of the trials gains; the others stay."""
+        step = trials.astype(np.float64)
+        best = self
+        for _ in range(HALVINGS):
+            move = step[:, None, None] * (target - self.z)
+            if np.abs(move).max() < NEARLY:
+                break
+            tried = _Point(self.prior, self.model, self.batch, self.z + move)
+            worse = trials & (tried.value <= self.value)
+            if not worse.any():
+                return tried
+            z = np.where((trials & ~worse)[:, None, None], tried.z, self.z)
+            step = np.where(worse, 0.5 * step, step)
+            best = z
+        return self if best is self else _Point(self.prior, self.model, self.batch, best)
+
+
+def newton_mode(
+    prior: ChainPrior,
+    model: StateSpaceModel,
+    batch: Batch,
+    start: np.ndarray | None,
+    *,
+    steps: int,
+    max_solves: int,
+    tolerance: float,
+) -> tuple[ChainMode, str]:
+    """Damped Newton on the observation terms; each step is a region search of its own.
+
+    Args:
+        prior: The latent prior of B trials.
+        model: The model.
+        batch: Their data.
+        start: Path the search starts from ``[B, T, M]``; zeros where absent.
+        steps: Newton steps at most.
+        max_solves: Linear solves of one region search.
+        tolerance: A trial is done when a step gained less than this share of its log joint.
+
+    Returns:
+        The mode, its factor at the exact negative Hessian, and the kind of its evidence.
+    """
+    trials = len(prior.length)
+    z = np.zeros((trials, batch.steps, prior.dim)) if start is None else start.copy()
+    here = _Point(prior, model, batch, z)
+    every = np.ones(trials, dtype=bool)
+    concave = all(o.concave for o in model.observations.values())
+    if start is None:
+        terms = here.terms if concave else here.terms.steering(z)
+        here = here.moved(cold_mode(prior, terms, max_solves=max_solves).path, every)
+    solves, done = np.zeros(trials, dtype=np.int64), np.zeros(trials, dtype=bool)
+    for _ in range(steps):
+        terms = here.terms if concave else here.terms.steering(here.z)
+        mode = find_mode(prior, terms, here.z, max_solves=max_solves)
+        solves += np.where(done, 0, mode.solves)
+        promised = mode.value - here.value
+        after = here.moved(mode.path, ~done)  # trials do not wait for each other
+        gained, here = after.value - here.value, after
+        done = done | ~(gained > tolerance * (1 + np.abs(here.value)))
+        if done.all():
+            break
+    near = promised <= STALLED * (1 + np.abs(here.value))
+    status = tuple(
+        s if s != "stationary" else "max_solves" if not d else "stationary" if n else "stalled"
+        for s, d, n in zip(mode.status, done, near, strict=True)
+    )
+    factor, kind = _true_curvature(here, mode.slope)
+    found = ChainMode(here.z, mode.slope, here.value, factor, status, solves, mode.pinned)
+    return found, kind
+
+
+def _true_curvature(here: _Point, slope: np.ndarray):  # noqa: ANN202
+    """Factor at the exact negative Hessian; where it is indefinite, at the step curvature."""
+    _, factor = linear_solve(here.prior, here.terms, slope)
+    indefinite = np.asarray(factor.status) != 0
+    if not indefinite.any():
+        return factor, "laplace"
+    safe = expand(here.model, here.batch, here.z, positive=True)
+    chosen = np.where(indefinite[:, None, None, None], safe.information, here.terms.information)
+    _, factor = linear_solve(here.prior, replace(here.terms, information=chosen), slope)
+    return factor, "laplace (majorised)"
