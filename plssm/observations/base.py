@@ -7,21 +7,26 @@ M-step follow from it. A closed form overrides a default and must equal it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-from plssm._config_capture import Configurable
-from plssm.errors import DataError, ShapeError
-from plssm.observations.clock import gather, scatter
-from plssm.observations.expected_fit import expectation_terms, maximise
+from plssm.errors import CapabilityError, DataError
+from plssm.observations.clock import scatter
+from plssm.observations.expectation import make_expectation, repeated
+from plssm.observations.expected_fit import raise_expectation
 from plssm.observations.local import Local, autograd_derivatives, positive_part, pull_back
-from plssm.observations.quadrature import channelwise_moments, coupled_moments
-from plssm.observations.readout import make_readout
+from plssm.observations.predictor import LinearPredictor
+from plssm.observations.quadrature import (
+    ExpectedDerivatives,
+    channelwise_moments,
+    coupled_moments,
+    expected_derivatives,
+)
 
 if TYPE_CHECKING:
     from plssm.data import Dataset
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["ObservationModel"]
 
 
-class ObservationModel(Configurable, nn.Module, ABC):
+class ObservationModel(LinearPredictor):
     r"""Distribution of the observations of one modality given the latent path.
 
     .. math:: y_i \sim p(\cdot \mid \eta_i), \qquad
@@ -67,18 +72,9 @@ class ObservationModel(Configurable, nn.Module, ABC):
         nuisance: int = 0,
         bias: bool = True,
     ) -> None:
-        super().__init__()
-        for name, count, least in (("channels", channels, 1), ("nuisance", nuisance, 0)):
-            if int(count) != count or count < least:
-                raise ShapeError(
-                    f"{type(self).__name__}: {name} is {count!r}, wanted a whole number >= {least}"
-                )
-        self.channels = int(channels)
-        self.predictors = self.channels if predictors is None else int(predictors)
-        self.nuisance = int(nuisance)
-        self.readout = make_readout(readout)
-        self.has_bias = bool(bias) and self.readout.trainable
-        self.dim: int | None = None
+        super().__init__(
+            channels, predictors=predictors, readout=readout, nuisance=nuisance, bias=bias
+        )
         self.initialised = False
         self.register_buffer("tempering", torch.ones((), dtype=torch.float64))
 
@@ -93,6 +89,23 @@ class ObservationModel(Configurable, nn.Module, ABC):
             A distribution with batch shape ``[..., n, channels]``.
         """
 
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Class probabilities given the predictors, for models of labels.
+
+        Args:
+            features: Predictors ``[..., predictors]``.
+
+        Returns:
+            ``[..., N, K]`` class probabilities of the N channels.
+
+        Raises:
+            CapabilityError: When the observations are no labels.
+        """
+        raise CapabilityError(
+            f"{type(self).__name__} has no class probabilities: its observations are not labels; "
+            "use distribution(features)"
+        )
+
     @property
     def coupled(self) -> bool:
         """Whether a channel depends on more than the one predictor that has its number."""
@@ -104,17 +117,13 @@ class ObservationModel(Configurable, nn.Module, ABC):
         return False
 
     @property
-    def n_covariates(self) -> int:
-        """Number of columns of the covariate weight: the nuisance regressors come first."""
-        return self.nuisance
+    def concave(self) -> bool:
+        """Whether the log-density is concave in the predictors, whatever the observation.
 
-    def memory(self, dt: float) -> int:
-        """Number of earlier latent steps a sample depends on, besides its own.
-
-        Args:
-            dt: Seconds per latent step.
+        Then the exact curvature is safe for Newton steps. The default says so of quadratic models
+        only.
         """
-        return 0
+        return self.quadratic
 
     def check(self, data: Dataset, name: str) -> None:
         """Refuse data that this model cannot describe (beyond kind and sizes).
@@ -144,139 +153,6 @@ class ObservationModel(Configurable, nn.Module, ABC):
                 got="no observed value",
                 wanted="at least one",
                 fix="leave it out of the model, or give it data",
-            )
-
-    def bind(self, dim: int) -> ObservationModel:
-        """Create the parameters of the predictor for a given number of latent states.
-
-        Args:
-            dim: Number M of latent states. Binding to the same number again changes nothing.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            ShapeError: When the model is already bound to another number.
-        """
-        if self.dim is not None:
-            if dim != self.dim:
-                raise ShapeError(
-                    f"{type(self).__name__} is bound to {self.dim} latent states, not {dim}; "
-                    "make a new observation model for another latent size"
-                )
-            return self
-        weight = self.readout.start_weight(self.predictors, int(dim))
-        self._attach("weight", weight, self.readout.trainable)
-        self._attach("bias", weight.new_zeros(self.predictors), self.has_bias)
-        shape = (self.predictors, self.n_covariates)
-        self._attach("nuisance_weight", weight.new_zeros(shape), self.n_covariates > 0)
-        self.dim = int(dim)
-        return self
-
-    def _attach(self, name: str, value: Tensor, trainable: bool) -> None:
-        if trainable:
-            self.register_parameter(name, nn.Parameter(value))
-        else:
-            self.register_buffer(name, value)
-
-    def features(self, z: Tensor, nuisance: Tensor | None = None) -> Tensor:
-        """Predictors at latent states.
-
-        Args:
-            z: Latent states ``[..., n, M]``.
-            nuisance: Covariates ``[..., n, R]`` (see :meth:`covariates`); None leaves their part
-                out.
-
-        Returns:
-            ``[..., n, predictors]``.
-
-        Raises:
-            ShapeError: When the latent states or the regressors have another size.
-        """
-        if self.dim is None:
-            raise ShapeError(f"{type(self).__name__} has no latent size yet; call bind(dim)")
-        if z.shape[-1] != self.dim:
-            raise ShapeError(
-                f"{type(self).__name__} reads {self.dim} latent states, got {z.shape[-1]}"
-            )
-        eta = nn.functional.linear(self.readout(z), self.weight, self.bias)
-        if self.n_covariates == 0 or nuisance is None:
-            return eta
-        if nuisance.shape[-1] != self.n_covariates:
-            raise ShapeError(
-                f"{type(self).__name__} has {self.n_covariates} nuisance regressors, the data "
-                f"have {nuisance.shape[-1]}"
-            )
-        return eta + nuisance.to(eta.dtype) @ self.nuisance_weight.mT
-
-    def covariates(self, m: Modality) -> Tensor | None:
-        """Known regressors of every sample ``[B, n, n_covariates]``: the nuisance regressors.
-
-        A model whose predictors also depend on the observations themselves (spike history)
-        appends those terms here and counts them in :attr:`n_covariates`.
-        """
-        return m.nuisance
-
-    def features_at(self, m: Modality, z: Tensor) -> Tensor:
-        """Predictors of the samples of a modality.
-
-        Args:
-            m: The modality (samples ``[B, n, N]``).
-            z: Latent path ``[..., B, T, M]``; may be NaN where nothing is observed.
-
-        Returns:
-            ``[..., B, n, predictors]``.
-        """
-        return self.features(self.at_samples(z, m), self.covariates(m))
-
-    def features_along(
-        self,
-        z: Tensor,
-        *,
-        clock: Tensor | None = None,
-        nuisance: Tensor | None = None,
-        dt: float = 1.0,
-    ) -> Tensor:
-        """Predictors at some steps of latent paths, for simulations and predictions.
-
-        Args:
-            z: Latent paths ``[..., T, M]`` of consecutive steps.
-            clock: Steps of the samples ``[n]``; None means every step.
-            nuisance: Nuisance regressors ``[..., n, R]``; None leaves their part out.
-            dt: Seconds per latent step.
-
-        Returns:
-            ``[..., n, predictors]``.
-        """
-        return self.features(z if clock is None else z[..., clock, :], nuisance)
-
-    def gather(self, z: Tensor, m: Modality) -> Tensor:
-        """Latent state of each sample: ``[..., B, T, M]`` to ``[..., B, n, M]``."""
-        return gather(z, m.clock, m.y.shape[-2])
-
-    def at_samples(self, values: Tensor, m: Modality, *, event: int = 1) -> Tensor:
-        """As :meth:`gather`, with zeros where a sample has no observed channel.
-
-        Args:
-            values: ``[..., B, T, *event]``; may be NaN where nothing is observed.
-            m: The modality.
-            event: Number of axes after the time axis.
-
-        Returns:
-            ``[..., B, n, *event]``.
-        """
-        self._check(m)
-        taken = gather(values, m.clock, m.y.shape[-2], event=event)
-        if bool(m.mask.all()):
-            return taken
-        seen = m.mask.any(-1)
-        return torch.where(seen[(...,) + (None,) * event], taken, 0.0)
-
-    def _check(self, m: Modality) -> None:
-        if m.y.shape[-1] != self.channels or m.mask.shape != m.y.shape:
-            raise ShapeError(
-                f"{type(self).__name__} has {self.channels} channels, got observations "
-                f"{tuple(m.y.shape)} with mask {tuple(m.mask.shape)}"
             )
 
     def masked_log_prob(self, features: Tensor, m: Modality) -> Tensor:
@@ -381,6 +257,27 @@ class ObservationModel(Configurable, nn.Module, ABC):
             torch.manual_seed(seed)
             return self.distribution(features).sample()
 
+    def sample_sequence(
+        self,
+        features: Tensor,
+        seed: int | torch.Generator = 0,
+        *,
+        past: Tensor | None = None,
+        dt: float = 1.0,
+    ) -> Tensor:
+        """Draw observations of consecutive samples, which may depend on those drawn before.
+
+        Args:
+            features: ``[..., n, predictors]`` of consecutive samples.
+            seed: Seed or generator.
+            past: Observations before the first one ``[..., t, N]``, where they matter.
+            dt: Seconds per latent step.
+
+        Returns:
+            ``[..., n, channels]``.
+        """
+        return self.sample(features, seed)
+
     def moments(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
         """Moments of the observations when the predictors are Gaussian.
 
@@ -394,27 +291,6 @@ class ObservationModel(Configurable, nn.Module, ABC):
         rule = coupled_moments if self.coupled else channelwise_moments
         with torch.no_grad():
             return rule(self.distribution, mean, covariance)
-
-    def feature_moments(
-        self, mean: Tensor, covariance: Tensor, nuisance: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of the predictors under a Gaussian latent state.
-
-        Args:
-            mean: ``[..., M]``.
-            covariance: ``[..., M, M]``.
-            nuisance: Nuisance regressors ``[..., R]``.
-
-        Returns:
-            ``[..., predictors]`` and ``[..., predictors, predictors]``, exact also for the
-            rectified read-out.
-        """
-        with torch.no_grad():
-            centre, spread = self.readout.moments(mean, covariance)
-            eta = centre @ self.weight.mT + self.bias
-            if self.n_covariates and nuisance is not None:
-                eta = eta + nuisance.to(eta.dtype) @ self.nuisance_weight.mT
-            return eta, self.weight @ spread @ self.weight.mT
 
     def predictive(
         self, mean: Tensor, covariance: Tensor, nuisance: Tensor | None = None
@@ -444,10 +320,38 @@ class ObservationModel(Configurable, nn.Module, ABC):
             ``[B]``.
         """
         with torch.no_grad():
-            return sum(term() for term in expectation_terms(self, m, mean, covariance))
+            expectation = make_expectation(self, m, mean, covariance)
+            return expectation.entries(expectation.coefficients.read()).sum((-2, -1))
+
+    def expected_derivatives(
+        self, mean: Tensor, variance: Tensor, m: Modality
+    ) -> ExpectedDerivatives:
+        """Expected log-density of each entry under Gaussian predictors, with its derivatives.
+
+        For channels that depend on their own predictor only. The default is quadrature through
+        :meth:`derivatives`; a closed form may override it.
+
+        Args:
+            mean: Mean of the predictors ``[B, n, N]``.
+            variance: Variance of the predictors ``[B, n, N]``.
+            m: The modality.
+
+        Returns:
+            Value and partial derivatives in mean and variance, each ``[B, n, N]`` and zero where
+            nothing was observed.
+        """
+
+        def at(eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.derivatives(eta.flatten(0, 1), repeated(m, len(eta)))
+
+        with torch.no_grad():
+            return expected_derivatives(at, mean, variance)
 
     def m_step(self, m: Modality, mean: Tensor, covariance: Tensor | None) -> None:
         """Raise the expected log-density over the parameters that are not frozen.
+
+        Newton steps in weights, intercepts and covariate weights, with a weak ridge on the weights
+        (:data:`plssm.observations.newton_fit.RIDGE`); L-BFGS for all other parameters.
 
         Args:
             m: The modality (samples ``[B, n, N]``).
@@ -455,17 +359,7 @@ class ObservationModel(Configurable, nn.Module, ABC):
             covariance: Latent covariance ``[B, T, M, M]``; None for a known path. A model with
                 memory w gets ``[B, T, w+1, M, M]`` with Cov(z_t, z_{t+l}).
         """
-        self._raise_expectation(m, mean, covariance, iterations=20)
-
-    def _raise_expectation(
-        self, m: Modality, mean: Tensor, covariance: Tensor | None, *, iterations: int
-    ) -> None:
-        free = [p for p in self.parameters() if p.requires_grad]
-        count = int(m.mask.sum())
-        if free and count:
-            penalised = [self.weight] if self.weight.requires_grad else []
-            terms = expectation_terms(self, m, mean, covariance)
-            maximise(terms, free, count=count, penalised=penalised, iterations=iterations)
+        raise_expectation(self, m, mean, covariance)
 
     def start_signal(self, m: Modality) -> Tensor:
         """Real-valued stand-in of the data ``[B, n, K]`` from which a fit can start.
@@ -477,4 +371,4 @@ class ObservationModel(Configurable, nn.Module, ABC):
 
     def init_from(self, m: Modality, z: Tensor) -> None:
         """Fit the parameters to a known latent path ``[B, T, M]``."""
-        self._raise_expectation(m, z, None, iterations=200)
+        raise_expectation(self, m, z, None, fresh=True, rounds=20, gain=1e-7)

@@ -1,4 +1,4 @@
-"""Expected log-likelihood under a Gaussian latent path, and its maximisation."""
+"""The M-step: raising the expected log-likelihood over all free parameters of a model."""
 
 from __future__ import annotations
 
@@ -10,76 +10,84 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from plssm.observations.local import khatri_rao
-from plssm.observations.quadrature import gauss_hermite, square_root
+from plssm.observations.channel_fit import belong_to_channels, fit_channel_parameters
+from plssm.observations.expectation import Expectation, make_expectation
+from plssm.observations.newton_fit import RIDGE, fit_predictor
 
 if TYPE_CHECKING:
     from plssm.data.batch import Modality
     from plssm.observations.base import ObservationModel
 
-__all__ = ["expectation_terms", "maximise"]
+__all__ = ["maximise", "raise_expectation"]
 
-NODES = 10
-DRAWS = 16
+_PREDICTOR = ("weight", "bias", "nuisance_weight")
 _FAR = 1e10
 
 
-def expectation_terms(
+def raise_expectation(
     model: ObservationModel,
     m: Modality,
     mean: Tensor,
     covariance: Tensor | None,
     *,
-    seed: int = 0,
-) -> list[Callable[[], Tensor]]:
-    """Prepare the expected log-likelihood of a modality as a function of the parameters.
+    fresh: bool = False,
+    rounds: int = 3,
+    gain: float = 1e-5,
+) -> None:
+    """Raise the expected log-likelihood of a modality over the free parameters, in place.
 
-    Channels with their own, affine predictor use Gauss-Hermite quadrature along that predictor.
-    Everything else averages over antithetic draws of the latent states that stay the same
-    between calls (common random numbers).
+    Newton steps for the predictor's coefficients (:func:`fit_predictor`) and steps for the other
+    parameters with the predictors held (Newton where they belong to channels, else L-BFGS) take
+    turns until a turn of the latter gains little.
+    Where Newton steps cannot settle because the log-density is not concave or has kinks, L-BFGS
+    over all parameters follows.
 
     Args:
-        model: The observation model; its parameters are read at every call.
+        model: The observation model.
         m: The modality (samples ``[B, n, N]``).
-        mean: Posterior mean ``[B, T, M]``.
-        covariance: Posterior covariance ``[B, T, M, M]``, None for a known path.
-        seed: Seed of the draws.
-
-    Returns:
-        Functions without arguments, each giving ``[B]``, whose sum is the expectation. One term
-        is one node or draw, so that memory does not grow with their number.
+        mean: Latent mean ``[B, T, M]``.
+        covariance: Latent covariance ``[B, T, M, M]``, None for a known path.
+        fresh: Also try other starts than the present parameters.
+        rounds: Largest number of turns.
+        gain: Gain of a turn, in nats an entry, from which on another one follows.
     """
-    centre = model.at_samples(mean, m)
-    if covariance is None:
-        return [partial(_at_states, model, m, centre, 1.0)]
-    blocks = model.at_samples(covariance, m, event=2)
-    if model.readout.affine and not model.coupled:
-        return [
-            partial(_at_node, model, m, centre, blocks.flatten(-2), float(x), float(w))
-            for x, w in zip(*gauss_hermite(NODES), strict=True)
-        ]
-    generator = torch.Generator().manual_seed(seed)
-    root = square_root(blocks)
-    terms = []
-    for _ in range(DRAWS):
-        xi = torch.randn(centre.shape, generator=generator, dtype=torch.float64).to(centre)
-        shift = (root @ xi[..., None]).squeeze(-1)
-        for z in (centre + shift, centre - shift):
-            terms.append(partial(_at_states, model, m, z, 0.5 / DRAWS))
-    return terms
+    count = int(m.mask.sum())
+    free = [p for p in model.parameters() if p.requires_grad]
+    if not (count and free):
+        return
+    with torch.no_grad():
+        expectation = make_expectation(model, m, mean, covariance)
+    others = [
+        p for name, p in model.named_parameters() if p.requires_grad and name not in _PREDICTOR
+    ]
+    rough = False
+    for turn in range(rounds):
+        with torch.no_grad():
+            end = fit_predictor(expectation, fresh=fresh and turn == 0)
+        rough = end is not None and bool((~end.settled & ~end.concave).any())
+        if not others or _fit_others(expectation, others, count) <= gain * count:
+            break
+    if rough:
+        terms = [partial(_average, expectation, None, part) for part in range(expectation.parts)]
+        penalised = [model.weight] if model.weight.requires_grad else []
+        maximise(terms, free, count=count, penalised=penalised)
 
 
-def _at_states(model: ObservationModel, m: Modality, z: Tensor, weight: float) -> Tensor:
-    return weight * model.masked_log_prob(model.features(z, model.covariates(m)), m).sum((-2, -1))
+def _fit_others(expectation: Expectation, others: Sequence[nn.Parameter], count: int) -> float:
+    """Raise the expectation over parameters with the predictors held still; returns the gain."""
+    if belong_to_channels(expectation, others):
+        return fit_channel_parameters(expectation, others)
+    theta = expectation.coefficients.read().detach()
+    terms = [partial(_average, expectation, theta, part) for part in range(expectation.parts)]
+    return maximise(terms, others, count=count)
 
 
-def _at_node(
-    model: ObservationModel, m: Modality, mean: Tensor, covariance: Tensor, x: float, weight: float
-) -> Tensor:
-    variance = covariance @ khatri_rao(model.weight).mT
-    deviation = variance.clamp_min(torch.finfo(mean.dtype).tiny).sqrt()
-    eta = model.features(mean, model.covariates(m)) + x * deviation
-    return weight * model.masked_log_prob(eta, m).sum((-2, -1))
+def _average(expectation: Expectation, theta: Tensor | None, part: int) -> Tensor:
+    """A part of the expectation; without coefficients those of the model, with their graph."""
+    theta = expectation.coefficients.read() if theta is None else theta
+    weights, eta, m = expectation.features(theta, part)
+    values = expectation.model.masked_log_prob(eta, m)
+    return weights @ values.flatten(1).sum(1)
 
 
 def maximise(
@@ -88,9 +96,9 @@ def maximise(
     *,
     count: float,
     penalised: Sequence[nn.Parameter] = (),
-    ridge: float = 1e-3,
+    ridge: float = RIDGE,
     iterations: int = 20,
-) -> None:
+) -> float:
     """Raise a sum of terms over parameters by L-BFGS, in place.
 
     The parameters are left as they were when no better, finite point was found.
@@ -102,6 +110,9 @@ def maximise(
         penalised: Parameters that carry the ridge, so that separable data stay finite.
         ridge: Strength of the penalty ridge / 2 * sum of squares, in nats.
         iterations: Largest number of L-BFGS iterations.
+
+    Returns:
+        By how much the sum of the terms rose.
     """
     kept = [p.detach().clone() for p in parameters]
     before = _value(terms)
@@ -126,10 +137,12 @@ def maximise(
     optimiser.zero_grad()
     finite = all(bool(torch.isfinite(p).all()) for p in parameters)
     after = _value(terms)
-    if not (finite and math.isfinite(after) and after >= before):
-        with torch.no_grad():
-            for p, old in zip(parameters, kept, strict=True):
-                p.copy_(old)
+    if finite and math.isfinite(after) and after >= before:
+        return after - before
+    with torch.no_grad():
+        for p, old in zip(parameters, kept, strict=True):
+            p.copy_(old)
+    return 0.0
 
 
 def _backward(

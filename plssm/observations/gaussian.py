@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
-from torch.distributions import Normal
+from torch import Tensor
 
-from plssm.errors import PlssmError, ShapeError
+from plssm.errors import ShapeError
 from plssm.kernels.gaussian_terms import gaussian_terms
-from plssm.observations.base import ObservationModel
 from plssm.observations.clock import gather, scatter
+from plssm.observations.gaussian_channels import (
+    GaussianChannels,
+    Regression,
+    finite,
+    matrix,
+    whole_column,
+)
 from plssm.observations.local import Local, khatri_rao
 
 if TYPE_CHECKING:
@@ -22,10 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Gaussian"]
 
-NOISE_FLOOR = 1e-5  # smallest noise an M-step gives, as a share of the channel's variance
 
-
-class Gaussian(ObservationModel):
+class Gaussian(GaussianChannels):
     r"""Continuous channels with independent Gaussian noise.
 
     .. math:: x_t = B \, r(z_t) + b + J n_t + \varepsilon_t, \qquad
@@ -51,12 +54,6 @@ class Gaussian(ObservationModel):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("continuous", "bold")
-
-    def __init__(
-        self, channels: int, *, readout: str = "linear", nuisance: int = 0, bias: bool = True
-    ) -> None:
-        super().__init__(channels, readout=readout, nuisance=nuisance, bias=bias)
-        self.log_noise = nn.Parameter(torch.zeros(self.channels, dtype=torch.float64))
 
     @classmethod
     def from_parameters(
@@ -84,65 +81,19 @@ class Gaussian(ObservationModel):
             ShapeError: When shapes disagree or B is not [I 0] with an identity read-out.
             PlssmError: When a value is not finite or a variance is not positive.
         """
-        weight = _tensor("B", B)
-        if weight.ndim != 2:
-            raise ShapeError(f"B is [channels, dim], got shape {tuple(weight.shape)}")
-        J = None if nuisance_weight is None else _tensor("nuisance_weight", nuisance_weight)
+        weight = matrix("B", B)
+        J = None if nuisance_weight is None else finite("nuisance_weight", nuisance_weight)
         model = cls(len(weight), readout=readout, nuisance=0 if J is None else J.shape[-1])
         model.bind(weight.shape[1])
         if not model.readout.trainable and not torch.equal(weight, model.weight):
             raise ShapeError("with an identity read-out B must be [I 0]; use readout='linear'")
-        with torch.no_grad():
-            model.weight.copy_(weight)
-            for name, value in (("bias", bias), ("nuisance_weight", J)):
-                if value is not None:
-                    _copy(name, getattr(model, name), _tensor(name, value))
-        model.noise = noise
-        model.initialised = True
+        model._take(weight, bias, J, noise)
         return model
-
-    @property
-    def noise(self) -> Tensor:
-        """Variance of each channel ``[N]``; may be set to ``[N]`` or to one number."""
-        return self.log_noise.exp()
-
-    @noise.setter
-    def noise(self, value: ArrayLike) -> None:
-        variance = _plain(value)
-        if not bool((variance > 0).all() and torch.isfinite(variance).all()):
-            raise PlssmError(f"noise variances must be positive and finite, got {value}")
-        with torch.no_grad():
-            if variance.ndim == 0:
-                variance = variance.expand(self.channels)
-            _copy("noise", self.log_noise, variance.log())
 
     @property
     def quadratic(self) -> bool:
         """True unless the read-out is rectified."""
         return self.readout.affine
-
-    def distribution(self, features: Tensor) -> Normal:
-        """Normal distribution around the predictors."""
-        return Normal(features, self.noise.sqrt())
-
-    def moments(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Moments of the observations when the predictors are Gaussian (exact)."""
-        return mean, covariance + torch.diag(self.noise.detach())
-
-    def masked_log_prob(self, features: Tensor, m: Modality) -> Tensor:
-        """Log-density of each entry, zero where nothing was observed (see the base class)."""
-        noise = self.noise
-        residual = torch.where(m.mask, m.y - features, 0.0)
-        return -0.5 * (residual.square() / noise + torch.log(2 * math.pi * noise) * m.mask)
-
-    def derivatives(
-        self, features: Tensor, m: Modality, *, positive: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-density and derivatives in the predictors (see the base class)."""
-        with torch.no_grad():
-            precision = m.mask / self.noise
-            residual = torch.where(m.mask, m.y - features, 0.0)
-            return self.masked_log_prob(features, m), residual * precision, precision
 
     def local(self, m: Modality, z: Tensor, *, positive: bool = False) -> Local:
         """Log-density, gradient and negative Hessian in the latent path (see the base class).
@@ -225,21 +176,14 @@ class Gaussian(ObservationModel):
         with torch.no_grad():
             centre, spread = self._regressor_moments(m, mean, covariance)
             centre = centre.flatten(0, 1)
-            mask = m.mask.flatten(0, 1).to(centre.dtype)
-            y = m.y.flatten(0, 1).to(centre.dtype)
-            # one column is enough for all channels when samples are whole or absent
-            column = mask[:, :1] if bool((mask == mask[:, :1]).all()) else mask
-            spread_sum = self._spread_sum(column, spread)
-            self._update_coefficients(y, mask, centre, spread_sum, column)
-            if self.log_noise.requires_grad:
-                self._update_noise(y, mask, centre, spread_sum)
+            y, mask = (part.flatten(0, 1).to(centre.dtype) for part in (m.y, m.mask))
+            parts = [Regression(y, mask, centre, self._spread_sum(whole_column(mask), spread))]
+            self._update_coefficients(parts)
+            self._update_noise(parts)
 
     def init_from(self, m: Modality, z: Tensor) -> None:
         """Least-squares fit of the parameters to a known latent path ``[B, T, M]``."""
         self.m_step(m, z, None)
-
-    def _coefficients(self) -> Tensor:
-        return torch.cat([self.weight, self.bias[:, None], self.nuisance_weight], dim=1)
 
     def _regressor_moments(
         self, m: Modality, mean: Tensor, covariance: Tensor | None
@@ -251,12 +195,7 @@ class Gaussian(ObservationModel):
             centre = self.readout(centre)
         else:
             centre, spread = self.readout.moments(centre, spread)
-        nuisance = m.nuisance
-        if nuisance is None:
-            nuisance = centre.new_zeros((*centre.shape[:-1], self.nuisance))
-        one = torch.ones_like(centre[..., :1])
-        parts = [centre, one, nuisance.to(centre.dtype)[..., : self.nuisance]]
-        return torch.cat(parts, dim=-1), spread
+        return self._regressors(m, centre), spread
 
     def _spread_sum(self, column: Tensor, spread: Tensor | None) -> Tensor:
         """Sum of Cov[r(z)] over the observed samples of each channel ``[N or 1, M, M]``."""
@@ -264,62 +203,3 @@ class Gaussian(ObservationModel):
             return self.weight.new_zeros((1, self.dim, self.dim))
         flat = spread.flatten(0, 1).flatten(-2)
         return (column.mT @ flat).unflatten(-1, (self.dim, self.dim))
-
-    def _update_coefficients(
-        self, y: Tensor, mask: Tensor, centre: Tensor, spread: Tensor, column: Tensor
-    ) -> None:
-        """One Newton step, exact for a quadratic, in the coefficients that are free."""
-        sizes = ((self.weight, self.dim), (self.bias, 1), (self.nuisance_weight, self.nuisance))
-        free = torch.cat([torch.full((size,), part.requires_grad) for part, size in sizes])
-        if not bool(free.any()):
-            return
-        theta, dim, size = self._coefficients(), self.dim, centre.shape[1]
-        gradient = ((y - centre @ theta.mT) * mask).mT @ centre
-        gradient[:, :dim] -= (spread @ self.weight[..., None]).squeeze(-1)
-        gram = column.mT @ (centre[:, :, None] * centre[:, None, :]).flatten(1)
-        gram = gram.unflatten(-1, (size, size))
-        gram[:, :dim, :dim] += spread
-        theta[:, free] += _solve(gram[:, free][:, :, free], gradient[:, free])
-        if bool(torch.isfinite(theta).all()):
-            self.weight.copy_(theta[:, :dim])
-            self.bias.copy_(theta[:, dim])
-            self.nuisance_weight.copy_(theta[:, dim + 1 :])
-
-    def _update_noise(self, y: Tensor, mask: Tensor, centre: Tensor, spread: Tensor) -> None:
-        residual = (y - centre @ self._coefficients().mT) * mask
-        count = mask.sum(0)
-        total = residual.square().sum(0)
-        total = total + ((self.weight[:, None] @ spread).squeeze(1) * self.weight).sum(-1)
-        centred = (y - (y * mask).sum(0) / count.clamp_min(1)) * mask
-        spread_of_data = centred.square().sum(0) / count.clamp_min(1)
-        spread_of_data = torch.where(spread_of_data > 0, spread_of_data, 1.0)
-        floor = torch.minimum(self.noise, NOISE_FLOOR * spread_of_data)
-        estimate = torch.maximum(total / count.clamp_min(1), floor)
-        self.noise = torch.where(count > 0, estimate, self.noise)
-
-
-def _solve(gram: Tensor, right: Tensor) -> Tensor:
-    """Least-squares solution of smallest norm of one system per channel."""
-    scale = torch.diagonal(gram, dim1=-2, dim2=-1).clamp_min(1e-300).rsqrt()
-    scaled = gram * scale[:, :, None] * scale[:, None, :]
-    inverse = torch.linalg.pinv(scaled, hermitian=True, rtol=1e-11)
-    return (inverse @ (right * scale)[..., None]).squeeze(-1) * scale
-
-
-def _plain(value: ArrayLike | Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().to(torch.float64)
-    return torch.from_numpy(np.array(np.asarray(value), dtype=np.float64))
-
-
-def _tensor(name: str, value: ArrayLike) -> Tensor:
-    tensor = _plain(value)
-    if not bool(torch.isfinite(tensor).all()):
-        raise PlssmError(f"{name}: got NaN or infinite values, wanted finite numbers")
-    return tensor
-
-
-def _copy(name: str, target: Tensor, value: Tensor) -> None:
-    if value.shape != target.shape:
-        raise ShapeError(f"{name}: wanted shape {tuple(target.shape)}, got {tuple(value.shape)}")
-    target.copy_(value)

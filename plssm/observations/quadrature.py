@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +12,19 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 __all__ = [
+    "NODES",
+    "ExpectedDerivatives",
     "channelwise_moments",
     "coupled_moments",
+    "expected_derivatives",
     "gauss_hermite",
+    "matched_points",
     "normal_sobol",
     "square_root",
 ]
+
+NODES = 10  # of the expectations that an M-step maximises
+_AT_ONCE = 12_000  # predictors that are worked on at the same time: they stay in the cache
 
 
 @lru_cache(maxsize=32)
@@ -34,10 +42,107 @@ def normal_sobol(points: int, dim: int, seed: int = 0) -> Tensor:
     return torch.special.ndtri(uniform)
 
 
+@lru_cache(maxsize=32)
+def matched_points(points: int, dim: int, seed: int = 0) -> Tensor:
+    """Quasi-random points ``[points, dim]`` with mean zero and covariance one, exactly.
+
+    They come in pairs x and -x, so that all odd moments vanish too.
+
+    Args:
+        points: Number of points; more are taken where dim needs them (2 dim).
+        dim: Number of dimensions.
+        seed: Seed of the scrambling.
+    """
+    pairs = max(-(-points // 2), dim)
+    half = normal_sobol(pairs, dim, seed)
+    lower = torch.linalg.cholesky(half.mT @ half / pairs)
+    half = torch.linalg.solve_triangular(lower, half.mT, upper=False).mT
+    return torch.cat([half, -half])
+
+
 def square_root(covariance: Tensor) -> Tensor:
     """A matrix R with R R' = covariance, for any positive semi-definite ``[..., K, K]``."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp_min(0.0).sqrt()[..., None, :]
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    failed = failed > 0
+    if bool(failed.any()):
+        values, vectors = torch.linalg.eigh(covariance[failed])
+        root = root.clone()
+        root[failed] = vectors * values.clamp_min(0.0).sqrt()[..., None, :]
+    return root
+
+
+class ExpectedDerivatives(NamedTuple):
+    r"""Expected log-density under a Gaussian predictor, and its partial derivatives.
+
+    .. math:: F(\mu, v) = E[\log p(y \mid \eta)], \qquad \eta \sim N(\mu, v)
+
+    All of one shape.
+
+    Attributes:
+        value: F.
+        mean: Derivative in the mean.
+        variance: Derivative in the variance.
+        mean_mean: Second derivative in the mean.
+        mean_variance: Mixed second derivative.
+        variance_variance: Second derivative in the variance.
+    """
+
+    value: Tensor
+    mean: Tensor
+    variance: Tensor
+    mean_mean: Tensor
+    mean_variance: Tensor
+    variance_variance: Tensor
+
+
+def expected_derivatives(
+    derivatives: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    mean: Tensor,
+    variance: Tensor,
+    *,
+    nodes: int = NODES,
+) -> ExpectedDerivatives:
+    r"""Expectation of a log-density by Gauss-Hermite quadrature, with the sum's own derivatives.
+
+    .. math:: F = \sum_k w_k \, \ell(\mu + x_k \sqrt v), \qquad
+        F_v = \frac{1}{2 \sqrt v} \sum_k w_k x_k \, \ell'(\mu + x_k \sqrt v)
+
+    and so on. Where the variance is too small for these quotients, :math:`F_v = F_{\mu\mu} / 2`,
+    which holds for the integral and there to rounding for the sum.
+
+    Args:
+        derivatives: Map from predictors ``[c, ...]`` to the log-density, its derivative and the
+            negative second derivative.
+        mean: ``[...]``.
+        variance: ``[...]``, not negative.
+        nodes: Number of Gauss-Hermite nodes.
+
+    Returns:
+        Expectation and derivatives, each ``[...]``.
+    """
+    x, w = (torch.from_numpy(a).to(mean) for a in gauss_hermite(nodes))
+    deviation = variance.sqrt()
+    sums = [mean.new_zeros(k, mean.numel()) for k in (1, 2, 3)]
+    step = max(1, min(nodes, _AT_ONCE // max(mean.numel(), 1)))
+    for part in torch.arange(nodes, device=mean.device).split(step):
+        eta = mean + x[part].view(-1, *(1,) * mean.ndim) * deviation
+        powers = torch.stack([w[part], w[part] * x[part], w[part] * x[part] ** 2])
+        for total, values in zip(sums, derivatives(eta), strict=True):
+            total.addmm_(powers[: len(total)], values.reshape(len(part), -1))
+    (value,), (slope, tilt), (curvature, skew, spread) = (
+        total.unflatten(1, mean.shape) for total in sums
+    )
+    small = torch.finfo(mean.dtype).eps ** 0.5
+    safe = variance.clamp_min(small)
+    by_variance = torch.where(variance > small, tilt / safe.sqrt(), -curvature)
+    return ExpectedDerivatives(
+        value=value,
+        mean=slope,
+        variance=0.5 * by_variance,
+        mean_mean=-curvature,
+        mean_variance=-0.5 * skew / safe.sqrt(),
+        variance_variance=-0.25 * (spread + by_variance) / safe,
+    )
 
 
 def _conditional_moments(distribution: Distribution) -> tuple[Tensor, Tensor]:

@@ -76,9 +76,64 @@ class ObservationContract(ABC):
         return torch.randn(3, steps, model.dim, generator=generator, dtype=torch.float64)
 
     def _covariance(self, z: Tensor) -> Tensor:
+        """Covariance of states; of paths, with the lags that the model remembers."""
+        if z.ndim == 3 and self.model.memory(1.0):
+            return self._lagged(z)
         generator = torch.Generator().manual_seed(3)
         root = torch.randn(*z.shape, z.shape[-1], generator=generator, dtype=torch.float64)
         return 0.1 * root @ root.mT
+
+    def _joint_root(self, z: Tensor) -> Tensor:
+        """A root R of a covariance R R' of whole paths ``[B, T * M, T * M]``."""
+        trials, steps, dim = z.shape
+        generator = torch.Generator().manual_seed(3)
+        shape = (trials, steps * dim, steps * dim)
+        return torch.randn(shape, generator=generator, dtype=torch.float64) * (0.1 / steps) ** 0.5
+
+    def _lagged(self, z: Tensor) -> Tensor:
+        """Cov(z_t, z_{t+l}) of the joint covariance ``[B, T, w+1, M, M]``."""
+        trials, steps, dim = z.shape
+        root = self._joint_root(z)
+        joint = (root @ root.mT).reshape(trials, steps, dim, steps, dim).transpose(2, 3)
+        lagged = z.new_zeros(trials, steps, self.model.memory(1.0) + 1, dim, dim)
+        for lag in range(min(lagged.shape[2], steps)):
+            for t in range(steps - lag):
+                lagged[:, t, lag] = joint[:, t, t + lag]
+        return lagged
+
+    def _draw_paths(self, z: Tensor, covariance: Tensor) -> Tensor:
+        """Paths around a mean with a covariance that :meth:`_covariance` gave ``[S, B, T, M]``."""
+        generator = torch.Generator().manual_seed(9)
+        xi = torch.randn((self.draws, *z.shape), generator=generator, dtype=torch.float64)
+        if self.model.memory(1.0):
+            moved = torch.einsum("bij,sbj->sbi", self._joint_root(z), xi.flatten(2))
+            return z + moved.reshape(xi.shape)
+        return z + torch.einsum("btij,sbtj->sbti", torch.linalg.cholesky(covariance), xi)
+
+    def _features(self, z: Tensor, steps: Tensor, nuisance: Tensor | None) -> Tensor:
+        """Predictors of samples at steps ``[B, n]`` of known paths ``[B, T, M]``."""
+        if not self.model.memory(1.0):
+            return self.model.features(torch.take_along_dim(z, steps[..., None], 1), nuisance)
+        rows = [
+            self.model.features_along(
+                z[b], clock=steps[b], nuisance=None if nuisance is None else nuisance[b]
+            )
+            for b in range(len(z))
+        ]
+        return torch.stack(rows)
+
+    @staticmethod
+    def _dense(curvature: Tensor) -> Tensor:
+        """Matrix ``[B, T * M, T * M]`` of a curvature, banded or one block per step."""
+        if curvature.ndim == 4:
+            curvature = curvature.unsqueeze(2)
+        trials, steps, lags, dim = curvature.shape[:4]
+        out = curvature.new_zeros(trials, steps, dim, steps, dim)
+        for lag in range(min(lags, steps)):
+            for t in range(steps - lag):
+                out[:, t, :, t + lag] = curvature[:, t, lag]
+                out[:, t + lag, :, t] = curvature[:, t, lag].mT
+        return out.reshape(trials, steps * dim, steps * dim)
 
     def _modality(self, model: ObservationModel, z: Tensor, *, clock: str = "latent") -> Modality:
         """Three trials, the second shorter, the third of one step, with missing entries."""
@@ -95,8 +150,8 @@ class ObservationContract(ABC):
             index = torch.where(inside, index, 0)
         shape = (3, samples, model.nuisance)
         nuisance = torch.randn(shape, generator=generator, dtype=torch.float64)
-        rows = torch.take_along_dim(z, index[..., None].clamp_max(steps - 1), 1)
-        y = model.sample(model.features(rows, nuisance), generator).to(torch.float64)
+        features = self._features(z, index.clamp_max(steps - 1), nuisance)
+        y = model.sample(features, generator).to(torch.float64)
         mask = torch.rand(y.shape, generator=generator) > 0.25
         mask[0, 2 % samples] = False
         mask[:, 0] = True
@@ -132,9 +187,10 @@ class ObservationContract(ABC):
             for b in range(3):
                 for i in range(m.y.shape[1]):
                     step = i if m.clock is None else int(m.clock[b, i])
-                    nuisance = None if m.nuisance is None else m.nuisance[b, i : i + 1]
+                    nuisance = None if m.nuisance is None else m.nuisance[b, None, i : i + 1]
+                    at = torch.tensor([[step]])
                     with torch.no_grad():
-                        features = model.features(z[b, step : step + 1], nuisance)
+                        features = self._features(z[b : b + 1], at, nuisance)[0]
                     seen = m.mask[b, i]
                     y = torch.where(seen, m.y[b, i], model.fill)[None]
                     wanted = self.reference(features.numpy(), y.numpy())
@@ -173,6 +229,8 @@ class ObservationContract(ABC):
         model, m, z = self._problem()
         m = replace(m, y=torch.where(m.mask, m.y, torch.nan))
         seen = m.mask.any(-1)
+        for _ in range(model.memory(1.0)):  # and the steps that a seen sample remembers
+            seen[:, :-1] = seen[:, :-1] | seen[:, 1:]
         path = torch.where(seen[..., None], z, torch.nan).requires_grad_()
         value = model.log_prob(m, path)
         assert bool(torch.isfinite(value).all())
@@ -194,22 +252,23 @@ class ObservationContract(ABC):
             (score,) = torch.autograd.grad(model.log_prob(m, path).sum(), path)
             self._close(local.score, score)
             hessian = torch.autograd.functional.hessian(lambda v: model.log_prob(m, v).sum(), z)  # noqa: B023
-            wanted = torch.zeros_like(hessian)
-            curvature = local.curvature.expand(3, steps, model.dim, model.dim)
+            wanted = torch.zeros_like(hessian).flatten(4).flatten(1, 2)
+            shape = (3, steps, *local.curvature.shape[2:])
+            curvature = self._dense(local.curvature.expand(shape))
             for b in range(3):
-                for t in range(steps):
-                    wanted[b, t, :, b, t, :] = -curvature[b, t]
-            self._close(wanted, hessian)
+                wanted[b, :, b] = -curvature[b]
+            self._close(wanted.reshape(hessian.shape), hessian)
 
     def test_local_equals_the_default(self) -> None:
         """A closed form agrees with the default by automatic differentiation."""
         for clock in ("latent", "own"):
             model, m, z = self._problem(clock=clock)
-            got, wanted = model.local(m, z), ObservationModel.local(model, m, z)
-            self._close(got.log_prob, wanted.log_prob)
-            self._close(got.score, wanted.score)
-            self._close(got.curvature.expand_as(wanted.curvature), wanted.curvature)
-            features = model.features(model.at_samples(z, m), m.nuisance)
+            if not model.memory(1.0):
+                got, wanted = model.local(m, z), ObservationModel.local(model, m, z)
+                self._close(got.log_prob, wanted.log_prob)
+                self._close(got.score, wanted.score)
+                self._close(got.curvature.expand_as(wanted.curvature), wanted.curvature)
+            features = model.features_at(m, z).detach()
             value, gradient, curvature = model.derivatives(features, m)
             wanted = ObservationModel.derivatives(model, features, m)
             for a, b in zip((value, gradient, curvature), wanted, strict=True):
@@ -222,7 +281,7 @@ class ObservationContract(ABC):
             far = self._modality(model, z * scale)
             local = model.local(far, z, positive=True)
             assert bool(torch.isfinite(local.curvature).all())
-            values = torch.linalg.eigvalsh(local.curvature)
+            values = torch.linalg.eigvalsh(self._dense(local.curvature))
             assert float(values.min()) > -1e-9 * max(1.0, float(values.max()))
             self._close(local.score, model.local(far, z).score)
 
@@ -315,9 +374,7 @@ class ObservationContract(ABC):
         model, m, z = self._problem()
         covariance = self._covariance(z)
         got = model.expected_log_prob(m, z, covariance)
-        generator = torch.Generator().manual_seed(9)
-        xi = torch.randn((self.draws, *z.shape), generator=generator, dtype=torch.float64)
-        states = z + torch.einsum("btij,sbtj->sbti", torch.linalg.cholesky(covariance), xi)
+        states = self._draw_paths(z, covariance)
         with torch.no_grad():
             values = model.log_prob(m, states)
         by_draws = model.coupled or not model.readout.affine
@@ -328,7 +385,7 @@ class ObservationContract(ABC):
         """A closed form agrees with quadrature, and a known path has no expectation to take."""
         model, m, z = self._problem(clock="own")
         self._close(model.expected_log_prob(m, z, None), model.log_prob(m, z))
-        if model.readout.affine and not model.coupled:
+        if model.readout.affine and not model.coupled and not model.memory(1.0):
             got = model.expected_log_prob(m, z, self._covariance(z))
             wanted = ObservationModel.expected_log_prob(model, m, z, self._covariance(z))
             self._close(got, wanted, tolerance=max(self.tolerance, 1e-6))
@@ -339,7 +396,9 @@ class ObservationContract(ABC):
             model, m, z = self._problem(clock=clock)
             seen = torch.arange(z.shape[1]) < torch.tensor([[z.shape[1]], [z.shape[1] - 2], [1]])
             path = torch.where(seen[..., None], z, torch.nan)
-            covariance = torch.where(seen[..., None, None], self._covariance(z), torch.nan)
+            covariance = self._covariance(z)
+            known = seen.reshape(*seen.shape, *(1,) * (covariance.ndim - 2))
+            covariance = torch.where(known, covariance, torch.nan)
             last = float(model.expected_log_prob(m, path, covariance).sum())
             for _ in range(3):
                 model.m_step(m, path, covariance)

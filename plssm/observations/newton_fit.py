@@ -1,0 +1,290 @@
+"""Damped Newton steps in the coefficients of linear predictors, many problems at a time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from plssm.errors import PlssmError
+from plssm.observations.expectation import Expansion, Expectation
+
+__all__ = ["RIDGE", "Ascent", "climb", "fit_predictor"]
+
+RIDGE = 1e-3
+"""Strength of the ridge on the weights, in nats: the penalty is RIDGE / 2 times their squares.
+
+That of a covariate is scaled by its mean square. Intercepts have none. The ridge keeps separable
+data finite and the curvature positive definite; its effect on well determined weights is far below
+their standard error.
+"""
+
+_ARMIJO = 1e-4
+_SHORTEST = 1e-8
+_ROUNDING = 1e-12
+_FLATTEST = 1e-6
+
+
+class Ascent(NamedTuple):
+    """Where the steps ended.
+
+    Attributes:
+        theta: ``[P, q]``.
+        first: Objective at the start, without the ridge ``[P]``; minus infinity where useless.
+        value: The same at the end.
+        settled: Whether the gradient became small, bool ``[P]``.
+        concave: Whether the curvature was positive definite at the end, bool ``[P]``.
+        evaluations: Number of evaluations of the objective.
+    """
+
+    theta: Tensor
+    first: Tensor
+    value: Tensor
+    settled: Tensor
+    concave: Tensor
+    evaluations: int
+
+
+def _direction(gradient: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
+    """Newton steps ``[P, q]``, uphill also where the curvature is indefinite, and where it is not.
+
+    Coordinates are scaled to unit curvature. Where the scaled curvature is not positive definite
+    its eigenvalues are replaced by their absolute values.
+    """
+    diagonal = torch.diagonal(curvature, dim1=-2, dim2=-1)
+    size = diagonal.abs()
+    largest = size.amax(-1, keepdim=True)
+    alive = size > 1e-200
+    scale = torch.where(alive, torch.maximum(size, 1e-14 * largest), 1.0).rsqrt()
+    scaled = curvature * scale[:, :, None] * scale[:, None, :]
+    scaled = torch.where(alive[:, :, None] & alive[:, None, :], scaled, 0.0)
+    scaled = scaled + torch.diag_embed(torch.where(alive, 1e-13, 1.0).to(scaled))
+    right = torch.where(alive, gradient * scale, 0.0)
+    factor, failed = torch.linalg.cholesky_ex(scaled)
+    concave = failed == 0
+    step = right.clone()
+    if bool(concave.any()):
+        step[concave] = torch.cholesky_solve(right[concave, :, None], factor[concave])[..., 0]
+    if not bool(concave.all()):
+        values, vectors = torch.linalg.eigh(scaled[~concave])
+        values = values.abs()
+        values = torch.maximum(values, _FLATTEST * values.amax(-1, keepdim=True))
+        turned = (vectors.mT @ right[~concave, :, None]).squeeze(-1) / values
+        step[~concave] = (vectors @ turned[..., None]).squeeze(-1)
+    return torch.where(alive, step * scale, 0.0), concave
+
+
+class _Problems(Protocol):
+    """Several independent functions of coefficients ``[P, q]``."""
+
+    def __call__(self, theta: Tensor, *, curvature: bool) -> Expansion:
+        """Values, gradients and, if wanted, curvatures."""
+
+
+class _State(NamedTuple):
+    """Where the steps are, all with ridge: ``[P, q]``, ``[P]``, ``[P, q]``, ``[P, q, q]``."""
+
+    theta: Tensor
+    plain: Tensor
+    value: Tensor
+    gradient: Tensor
+    curvature: Tensor
+
+    @classmethod
+    def at(
+        cls, theta: Tensor, e: Expansion, free: Tensor, ridge: Tensor, old: Tensor | None = None
+    ) -> _State:
+        """State from an expansion without the ridge, and an old curvature where it has none."""
+        gradient = torch.where(free, e.gradient - ridge * theta, 0.0)
+        curvature = old
+        if e.curvature is not None:
+            keep = free[:, :, None] & free[:, None, :]
+            curvature = torch.where(keep, e.curvature, 0.0) + torch.diag_embed(ridge * free)
+        value = e.value - 0.5 * (ridge * theta.square()).sum(-1)
+        return cls(theta, e.value, value, gradient, curvature)
+
+    @property
+    def finite(self) -> Tensor:
+        """Problems with finite value and derivatives, bool ``[P]``."""
+        parts = (self.value, self.gradient.sum(-1), self.curvature.sum((-2, -1)))
+        return torch.stack([torch.isfinite(x) for x in parts]).all(0)
+
+    def where(self, chosen: Tensor, other: _State) -> _State:
+        """This state for the chosen problems, the other one for the rest."""
+        shapes = (chosen.view(-1, *(1,) * (x.ndim - 1)) for x in self)
+        return _State(*(torch.where(c, a, b) for c, a, b in zip(shapes, self, other)))
+
+
+def climb(
+    expand: _Problems,
+    start: Tensor,
+    *,
+    free: Tensor,
+    ridge: Tensor,
+    count: Tensor,
+    tolerance: float = 1e-4,
+    iterations: int = 25,
+) -> Ascent:
+    r"""Maximise several independent functions minus a ridge by damped Newton steps.
+
+    Each problem has its own step length: where a trial is not uphill enough the step is shortened
+    by a parabola through what is known, while the others go on. A problem is settled when
+
+    .. math:: \sqrt{g^\top H^{-1} g / n} \le \text{tolerance}
+
+    with g the gradient, H the curvature and n the number of observed entries: the gradient,
+    relative to what one entry contributes, which no rescaling of the regressors changes. Where
+    the next trial should settle all problems its curvature is not asked for (steps that follow
+    nevertheless take the last one).
+
+    Args:
+        expand: Map from coefficients ``[P, q]`` to value, gradient and curvature.
+        start: ``[P, q]``, where the functions are finite (problems where they are not stay there).
+        free: Which coefficients may change, bool ``[P, q]``.
+        ridge: Strength of the ridge on each coefficient ``[P, q]``.
+        count: n ``[P]``.
+        tolerance: Relative gradient at which a problem is settled.
+        iterations: Largest number of trials.
+
+    Returns:
+        The end of the steps; no problem has a lower penalised value than at the start.
+    """
+    here = _State.at(start, expand(start, curvature=True), free, ridge)
+    usable = here.finite
+    here = here.where(usable, _State(start, *(torch.zeros_like(x) for x in here[1:])))
+    first = torch.where(usable, here.plain, -torch.inf)
+    step, concave = _direction(here.gradient, here.curvature)
+    slope = (here.gradient * step).sum(-1)
+    length, scale = torch.ones_like(first), count.clamp_min(1)
+    limit = tolerance**2 * scale
+    settled, stuck, trials = usable & (slope <= limit), ~usable, 1
+    while trials <= iterations and not bool((settled | stuck).all()):
+        active = ~(settled | stuck)
+        trial = here.theta + torch.where(active, length, 0.0)[:, None] * step
+        far = bool((active & ((length < 1) | (slope.square() > limit * scale))).any())
+        e = expand(trial, curvature=far)
+        there = _State.at(trial, e, free, ridge, here.curvature)
+        trials += 1
+        rise = there.value - here.value
+        noise = _ROUNDING * here.value.abs().clamp_min(1.0)
+        accepted = active & there.finite & (rise >= _ARMIJO * length * slope - noise)
+        shorter = _shortened(rise, slope, length)
+        length = torch.where(accepted, (8 * length).clamp_max(1.0), shorter)
+        stuck = stuck | (active & ~accepted & (length < _SHORTEST))
+        here = there.where(accepted, here)
+        step, concave = _direction(here.gradient, here.curvature)
+        slope = (here.gradient * step).sum(-1)
+        settled = settled | (accepted & (slope <= limit))
+    ended = torch.where(usable, here.plain, -torch.inf)
+    return Ascent(here.theta, first, ended, settled, concave, trials)
+
+
+def _shortened(rise: Tensor, slope: Tensor, length: Tensor) -> Tensor:
+    """Step length at the top of a parabola, within a tenth and a half of the last one."""
+    fall = slope * length - rise
+    share = 0.5 * slope * length / fall
+    return length * torch.nan_to_num(share, 0.1, 0.1, 0.1).clamp(0.1, 0.5)
+
+
+def fit_predictor(
+    expectation: Expectation,
+    *,
+    fresh: bool = False,
+    ridge: float = RIDGE,
+    tolerance: float = 1e-4,
+    iterations: int = 25,
+) -> Ascent | None:
+    """Raise an expected log-likelihood over weights, intercepts and covariate weights, in place.
+
+    Frozen parameters and channels without an observation keep their values, and so does every
+    problem that would end below the expectation (without the ridge) from which it started.
+
+    Args:
+        expectation: The expected log-likelihood.
+        fresh: Also start from zero weights and from a regression on the start signal, and keep
+            the best; otherwise only where the present values are useless.
+        ridge: Strength of the ridge (see :data:`RIDGE`).
+        tolerance: Relative gradient at which a problem is settled.
+        iterations: Largest number of trials.
+
+    Returns:
+        Where the steps ended, None when nothing is free.
+    """
+    coefficients = expectation.coefficients
+    present = coefficients.read().detach()
+    problems = len(expectation.count)
+    own = present.reshape(problems, -1)
+    free = coefficients.free().reshape(problems, -1) & (expectation.count > 0)[:, None]
+    if not bool(free.any()):
+        return None
+    penalty = ridge * expectation.ridge_scale().reshape(problems, -1)
+
+    def expand(theta: Tensor, *, curvature: bool) -> Expansion:
+        try:
+            return expectation.expand(theta.reshape(present.shape), curvature=curvature)
+        except PlssmError:
+            raise
+        except ValueError:  # a distribution refused its arguments: far outside
+            nothing = torch.full_like(own, torch.nan)
+            return Expansion(nothing.sum(-1), nothing, torch.diag_embed(nothing))
+
+    start, before = own, None
+    if fresh:
+        start, before = _best_start(expectation, own, free, penalty)
+    end = climb(
+        expand, start, free=free, ridge=penalty, count=expectation.count,
+        tolerance=tolerance, iterations=iterations,
+    )  # fmt: skip
+    before = end.first if before is None else before
+    if not fresh and not bool(torch.isfinite(before).all()):
+        return fit_predictor(
+            expectation, fresh=True, ridge=ridge, tolerance=tolerance, iterations=iterations
+        )
+    better = end.value >= before - _ROUNDING * before.abs().clamp_min(1.0)
+    better = torch.isfinite(end.value) & (better | ~torch.isfinite(before))
+    coefficients.write(torch.where(better[:, None], end.theta, own).reshape(present.shape))
+    return end._replace(value=torch.where(better, end.value, before))
+
+
+def _best_start(
+    expectation: Expectation, own: Tensor, free: Tensor, penalty: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The best of the present coefficients, zeros and a regression on the start signal.
+
+    Returns:
+        Coefficients ``[P, q]``, and the expectation at the present ones ``[P]``.
+    """
+    shape = expectation.coefficients.read().shape
+    zeros = torch.where(free, 0.0, own)
+    starts = [own, zeros, _regression(expectation, zeros, free, penalty)]
+    values = [_values(expectation, theta.reshape(shape)) for theta in starts]
+    objective = torch.stack(
+        [v - 0.5 * (penalty * t.square()).sum(-1) for v, t in zip(values, starts)]
+    )
+    best = torch.nan_to_num(objective, -torch.inf).argmax(0)
+    return torch.stack(starts)[best, torch.arange(len(best))], values[0]
+
+
+def _values(expectation: Expectation, theta: Tensor) -> Tensor:
+    try:
+        return expectation.values(theta)
+    except PlssmError:
+        raise
+    except ValueError:  # a distribution refused its arguments: far outside
+        return torch.full_like(expectation.count, -torch.inf)
+
+
+def _regression(expectation: Expectation, zeros: Tensor, free: Tensor, penalty: Tensor) -> Tensor:
+    """Weighted least squares of the start signal on the regressors, where it has their shape."""
+    model, m = expectation.model, expectation.m
+    signal = model.start_signal(m)
+    if model.coupled or signal.shape != m.y.shape:
+        return zeros
+    seen = m.mask.flatten(0, 1).to("cpu", torch.float64)
+    signal = signal.detach().flatten(0, 1).to("cpu", torch.float64)
+    residual = torch.where(seen > 0, signal - expectation.regressors.predict(zeros), 0.0)
+    curvature = expectation.regressors.products(seen)
+    curvature = torch.where(free[:, :, None] & free[:, None, :], curvature, 0.0)
+    gradient = torch.where(free, expectation.regressors.total(residual), 0.0)
+    return zeros + _direction(gradient, curvature + torch.diag_embed(penalty * free))[0]
