@@ -162,6 +162,7 @@ class StateSpaceModel(nn.Module):
         *,
         nuisance: Mapping[str, np.ndarray] | None = None,
         dt: float = 1.0,
+        every: Mapping[str, int] | None = None,
     ) -> Dataset:
         """Draw latent paths from the prior and data from the observation models.
 
@@ -172,8 +173,9 @@ class StateSpaceModel(nn.Module):
                 deterministic path from the initial mean and the expected observations.
             inputs: External inputs ``[T, K]`` or ``[B, T, K]``.
             seed: Seed of all random draws.
-            nuisance: Nuisance regressors ``[T, R]`` or ``[B, T, R]`` by modality.
+            nuisance: Nuisance regressors ``[n, R]`` or ``[B, n, R]`` by modality, on its samples.
             dt: Seconds per latent step.
+            every: Latent steps between the samples of some modalities (see :meth:`observe`).
 
         Returns:
             A Dataset whose ``.latent`` holds the true paths ``[B, T, M]``.
@@ -198,7 +200,9 @@ class StateSpaceModel(nn.Module):
                 f"bounded from its initial state. Simulate fewer than {step} steps, or fit again "
                 "with other restarts."
             )
-        return self.observe(z, inputs=inputs, nuisance=nuisance, noise=noise, dt=dt, seed=seed + 1)
+        return self.observe(
+            z, inputs=inputs, nuisance=nuisance, noise=noise, dt=dt, seed=seed + 1, every=every
+        )
 
     def stacked_inputs(
         self, inputs: np.ndarray | Tensor | None, steps: int, trials: int
@@ -240,16 +244,19 @@ class StateSpaceModel(nn.Module):
         noise: bool = True,
         dt: float = 1.0,
         seed: int = 0,
+        every: Mapping[str, int] | None = None,
     ) -> Dataset:
         """Put the observation models on given latent paths.
 
         Args:
             z: Latent paths ``[T, M]`` or ``[B, T, M]``, e.g. of a simulator.
             inputs: External inputs to be carried along, ``[T, K]`` or ``[B, T, K]``.
-            nuisance: Nuisance regressors by modality, ``[T, R]`` or ``[B, T, R]``.
+            nuisance: Nuisance regressors by modality on its samples, ``[n, R]`` or ``[B, n, R]``.
             noise: Draw observations; otherwise their expected values.
             dt: Seconds per latent step.
             seed: Seed of the draws.
+            every: Latent steps between the samples of a modality, e.g. ``{"choice": 20}``; BOLD
+                otherwise comes at its repetition time, everything else at every step.
 
         Returns:
             A Dataset with ``.latent`` set to ``z``.
@@ -261,16 +268,20 @@ class StateSpaceModel(nn.Module):
                 f"observe: latent path has shape {tuple(path.shape)}, wanted [T, {self.dim}] or "
                 f"[trials, T, {self.dim}]."
             )
-        arrays, regressors = {}, {}
+        gaps = {n: o.interval(dt) for n, o in self.observations.items()} | dict(every or {})
+        self._check_gaps(gaps)
+        arrays, regressors, times = {}, {}, {}
         for k, (name, observation) in enumerate(self.observations.items()):
-            r = None
+            at, r = torch.arange(0, path.shape[1], gaps[name]), None
+            if gaps[name] > 1:
+                times[name] = [at.numpy() * dt] * len(path)
             if observation.nuisance:
-                r = self._nuisance(name, observation, nuisance, path)
+                r = self._nuisance(name, observation, nuisance, (len(path), len(at)))
                 regressors[name] = list(r.numpy())
             with torch.no_grad():
-                features = observation.features_along(path, nuisance=r, dt=dt)
+                features = observation.features_along(path, clock=at, nuisance=r, dt=dt)
                 drawn = (
-                    observation.sample(features, seed=seed * 1009 + k)
+                    observation.sample_sequence(features, seed=seed * 1009 + k, dt=dt)
                     if noise
                     else observation.distribution(features).mean
                 )
@@ -281,28 +292,37 @@ class StateSpaceModel(nn.Module):
             dt,
             kinds={n: o.kinds[0] for n, o in self.observations.items()},
             inputs=None if stacked is None else list(stacked.numpy()),
+            times=times or None,
             nuisance=regressors or None,
             latent=list(path.numpy()),
             check_channels=False,
         )
+
+    def _check_gaps(self, gaps: Mapping[str, int]) -> None:
+        for name, gap in gaps.items():
+            if name not in self.observations or int(gap) != gap or gap < 1:
+                raise PlssmError(
+                    f"every[{name!r}] is {gap!r}; wanted a whole number of latent steps, for one "
+                    f"of {list(self.observations)}."
+                )
 
     @staticmethod
     def _nuisance(
         name: str,
         observation: ObservationModel,
         nuisance: Mapping[str, np.ndarray] | None,
-        path: Tensor,
+        shape: tuple[int, int],
     ) -> Tensor:
         if nuisance is None or name not in nuisance:
             raise CapabilityError(
                 f"modality {name!r} has {observation.nuisance} nuisance regressors; pass "
-                f"nuisance={{{name!r}: [T, {observation.nuisance}]}}."
+                f"nuisance={{{name!r}: [{shape[1]}, {observation.nuisance}]}}."
             )
         r = torch.from_numpy(np.array(np.asarray(nuisance[name]), dtype=np.float64))
-        r = r.expand(path.shape[0], *r.shape) if r.ndim == 2 else r
-        if tuple(r.shape) != (*path.shape[:2], observation.nuisance):
+        r = r.expand(shape[0], *r.shape) if r.ndim == 2 else r
+        if tuple(r.shape) != (*shape, observation.nuisance):
             raise ShapeError(
                 f"nuisance of {name!r}: got {tuple(r.shape)}, wanted "
-                f"{(*path.shape[:2], observation.nuisance)}."
+                f"{(*shape, observation.nuisance)}."
             )
         return r
