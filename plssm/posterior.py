@@ -15,7 +15,13 @@ from plssm.errors import CapabilityError, PlssmError
 from plssm.linalg.banded import BandedFactor
 from plssm.linalg.block_tridiagonal import ChainFactor
 
-__all__ = ["EvidenceKind", "FilteredMarginals", "GaussianChain", "Posterior"]
+__all__ = [
+    "EvidenceKind",
+    "FilteredMarginals",
+    "GaussianChain",
+    "GaussianMarginals",
+    "Posterior",
+]
 
 EvidenceKind = Literal["exact", "laplace", "laplace (majorised)", "ekf", "tempered"]
 
@@ -264,3 +270,52 @@ class FilteredMarginals(Posterior):
         eye = 1e-12 * torch.eye(filled.shape[-1], dtype=filled.dtype)
         root = torch.linalg.cholesky(filled + eye * (1 + filled.diagonal(dim1=-2, dim2=-1).max()))
         return self.mean[None] + torch.einsum("btij,nbtj->nbti", root, noise)
+
+
+@dataclass(repr=False)
+class GaussianMarginals(Posterior):
+    r"""Smoothed marginals :math:`p(z_t \mid y_{1:T})` of a Gaussian smoother.
+
+    Args:
+        mean: Smoothed mean ``[B, T, M]``.
+        marginal_covariance: Smoothed covariance ``[B, T, M, M]``.
+        lag_covariance: Cov(z_t, z_{t+1}) ``[B, T-1, M, M]``.
+        length: Latent steps of each trial ``[B]``.
+        log_evidence: Log evidence of each trial ``[B]``.
+        evidence_kind: ``"exact"`` for a linear-Gaussian model, otherwise ``"ekf"``.
+        status: How the smoother of each trial stopped.
+    """
+
+    mean: Tensor
+    marginal_covariance: Tensor
+    lag_covariance: Tensor
+    length: Tensor
+    log_evidence: Tensor
+    evidence_kind: EvidenceKind = "ekf"
+    status: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        length = np.asarray(self.length)
+        self.mean = _tensor(_blank(np.asarray(self.mean), length))
+        self.marginal_covariance = _tensor(_blank(np.asarray(self.marginal_covariance), length))
+        self.lag_covariance = _tensor(_blank(np.asarray(self.lag_covariance), length, last=1))
+        self.length = torch.as_tensor(self.length, dtype=torch.int64)
+        self.log_evidence = torch.as_tensor(self.log_evidence, dtype=torch.float64)
+
+    def covariance(self) -> Tensor:
+        """Covariance of each latent state, ``[B, T, M, M]``."""
+        return self.marginal_covariance
+
+    def cross_covariance(self) -> Tensor:
+        r"""Covariance of neighbours :math:`\mathrm{Cov}(z_t, z_{t+1})`, ``[B, T-1, M, M]``."""
+        return self.lag_covariance
+
+    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+        """Refused: marginals do not say how distant states covary.
+
+        Raises:
+            CapabilityError: Always; ask for ``method="laplace"``.
+        """
+        raise CapabilityError(
+            "this posterior holds marginals, not whole paths; use method='laplace' to draw paths."
+        )

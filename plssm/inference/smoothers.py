@@ -8,12 +8,13 @@ from plssm.errors import CapabilityError, PlssmError
 from plssm.inference.base import working_copy
 from plssm.inference.filtering import filter_batch
 from plssm.inference.laplace import laplace_posterior
+from plssm.inference.state_smoother import smooth_states
 from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
 
 __all__ = ["smooth"]
 
-METHODS = ("laplace",)
+METHODS = ("laplace", "ekf")
 
 
 def smooth(
@@ -25,11 +26,14 @@ def smooth(
         model: The model; never changed.
         data: The trials.
         method: ``"laplace"``: global Laplace approximation (exact for linear-Gaussian models).
+            ``"ekf"``: iterated extended Kalman smoother in covariance form; it serves fine latent
+            clocks under BOLD, whose response it can hold as a few linear states
+            (``BOLD(kernel="states")``). It gives marginals.
         causal: Give the filtered marginals :math:`p(z_t | y_{1:t})` of a piecewise-linear
             extended Kalman filter instead, which use no data from after t.
 
     Returns:
-        A GaussianChain over whole paths, or the FilteredMarginals of each step.
+        A GaussianChain over whole paths, GaussianMarginals, or the FilteredMarginals of each step.
 
     Raises:
         PlssmError: If the method is unknown.
@@ -54,6 +58,8 @@ def smooth(
     batch = data.batch()
     if causal:
         return filter_batch(work, batch)
+    if method == "ekf":
+        return smooth_states(work, batch)
     result = laplace_posterior(work, batch)
     if result.failed:
         raise CapabilityError(

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+
+import plssm as ps
 from plssm.inference.augmented_filter import run_filter, run_smoother
 from plssm.inference.augmented_states import LagStates
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.laplace import laplace_posterior
-
-import plssm as ps
 
 
 def problem(tr, *, kind="linear", dim=2, steps=14, process=1.0, every=1, labels=False, seed=0):
@@ -72,9 +72,7 @@ def test_banded_posterior_equals_the_smoother_on_lagged_states(tr, every):
     m = model.dim
     for b, n in enumerate(post.length):
         np.testing.assert_allclose(mean[b, :n, :m], post.mean[b, :n], atol=1e-8)
-        np.testing.assert_allclose(
-            covariance[b, :n, :m, :m], post.covariance()[b, :n], atol=1e-8
-        )
+        np.testing.assert_allclose(covariance[b, :n, :m, :m], post.covariance()[b, :n], atol=1e-8)
         np.testing.assert_allclose(
             cross[b, : n - 1], post.cross_covariance()[b, : n - 1], atol=1e-8
         )
@@ -153,7 +151,10 @@ def test_em_learns_bold_and_labels_together(every):
         )
     model = ps.StateSpaceModel(
         ps.dynamics.PLRNN(2),
-        {"bold": ps.observations.BOLD(3, tr_seconds=2.0), "choice": ps.observations.Categorical(3)},
+        {
+            "bold": ps.observations.BOLD(3, tr_seconds=2.0),
+            "choice": ps.observations.Categorical(3),
+        },
     )
     fit = ps.inference.LaplaceEM(iterations=8).fit(model, data, progress=False)
     evidence = fit.history.groupby("stage")["evidence"]
@@ -217,3 +218,51 @@ def test_null_fisher_weights():
     for wrong in ({"y": 1.0}, {"x": -1.0}, "fisher", 3.0):
         with pytest.raises(ps.errors.PlssmError):
             temper(model, data, wrong)
+
+
+def test_three_ways_to_read_bold_on_a_fine_clock():
+    """TR 3 s on dt = TR/8: exact convolution against the response as five linear states."""
+    model, data = problem(3.0, every=8, steps=8 * 30, process=0.05, seed=3)
+    states = problem(3.0, every=8, steps=8 * 30, process=0.05, seed=3)[0]
+    known = model.observations["bold"]
+    states.observations["bold"] = ps.observations.BOLD(
+        3, tr_seconds=3.0, kernel="states", order=5
+    ).bind(model.dim)
+    states.observations["bold"].load_state_dict(known.state_dict())
+    post, by_states = ps.smooth(model, data), ps.smooth(states, data, method="ekf")
+    assert by_states.evidence_kind == "exact"
+    sd = torch.diagonal(post.covariance(), dim1=-2, dim2=-1).sqrt()
+    assert float(torch.nan_to_num((by_states.mean - post.mean) / sd).abs().max()) < 0.05
+    path = torch.nan_to_num(post.mean)
+    with torch.no_grad():
+        exact = known.features_along(path, dt=3 / 8)
+        filtered = _linear_filter(known, path, 3 / 8)
+    error = (exact - filtered).square().mean((0, 1)).sqrt() / exact.flatten(0, 1).std(0)
+    assert float(error.max()) < 0.01
+
+
+def _linear_filter(bold, path, dt):
+    """Predicted BOLD by running the response's own linear states, one step after the other."""
+    a, b, c, d = (torch.as_tensor(np.asarray(part)) for part in bold.response(dt))
+    s = torch.zeros(len(path), len(b), path.shape[-1], dtype=torch.float64)
+    out = []
+    for t in range(path.shape[1]):
+        if t:
+            s = torch.einsum("ij,bjm->bim", a, s) + b[:, None] * path[:, t - 1, None, :]
+        out.append(torch.einsum("i,bim->bm", c, s) + d * path[:, t])
+    return bold.features(torch.stack(out, dim=1))
+
+
+@pytest.mark.parametrize("kind", ["linear", "plrnn"])
+def test_the_iterated_smoother_finds_the_laplace_mode(kind):
+    model, data = problem(2.0, kind=kind, labels=True, process=0.3, steps=30, seed=5)
+    laplace, ekf = ps.smooth(model, data), ps.smooth(model, data, method="ekf")
+    settled = [s == "stationary" for s in ekf.status]
+    assert any(settled) and (kind == "plrnn" or all(settled))
+    for b in np.flatnonzero(settled):
+        n = int(ekf.length[b])
+        torch.testing.assert_close(ekf.mean[b, :n], laplace.mean[b, :n], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            ekf.covariance()[b, :n], laplace.covariance()[b, :n], atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(ekf.log_evidence[b], laplace.log_evidence[b], atol=1e-5, rtol=0)
