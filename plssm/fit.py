@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from plssm import storage
 from plssm.data import Dataset
-from plssm.errors import ShapeError
 from plssm.metrics.baselines import Baseline
 from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
-from plssm.prediction import Prediction
-from plssm.scoring import score_forecasts, score_hidden
+from plssm.prediction import Prediction, forecast, predict
+from plssm.scoring import score, training_baselines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +93,7 @@ class Fit:
             engine,
             history=history,
             seconds=seconds,
-            baselines=_baselines(model, data),
+            baselines=training_baselines(model, data),
             dt=data.dt,
         )
 
@@ -117,6 +115,53 @@ class Fit:
             return self.engine
         module, name = DEFAULT_ENGINE.rsplit(".", 1)
         return getattr(import_module(module), name)()
+
+    def predict(
+        self,
+        data: Dataset,
+        modality: str,
+        given: Sequence[str] | None = None,
+        *,
+        samples: int = 200,
+        seed: int = 0,
+        causal: bool = False,
+    ) -> Prediction:
+        r"""Predict one modality from others: decoding, cross-modal prediction.
+
+        .. math:: p(y^{(m)}_i \mid Y^{(g)}, g \in \text{given})
+
+        Hidden entries (``Dataset.hold_out``) stay hidden. Draws are of whole latent paths (held:
+        S times latent steps times M numbers), so that modalities with memory are predicted
+        rightly.
+
+        Args:
+            data: The trials; modalities that are not given are not looked at.
+            modality: What to predict, at its own samples; at every latent step where the data do
+                not have it.
+            given: What is known; None is all other modalities, ``[]`` is nothing (the prior). The
+                modality itself may be among them, which smooths it.
+            samples: Latent draws S.
+            seed: Seed of the draws.
+            causal: Predict each sample from data up to its step only.
+
+        Returns:
+            ``.mean [B, n, N]``, ``.interval()``, ``.log_prob(y)``, ``.times [B, n]`` in seconds
+            from the trial start, and for labels and levels ``.probabilities`` and ``.labels``;
+            NaN beyond the samples of a trial.
+
+        Raises:
+            DataError: If a name is unknown, or the data do not fit the model.
+        """
+        return predict(
+            self.model,
+            self._engine().infer,
+            data,
+            modality,
+            given=given,
+            samples=samples,
+            seed=seed,
+            causal=causal,
+        )
 
     def forecast(
         self,
@@ -145,41 +190,16 @@ class Fit:
             By modality, a Prediction with ``.mean``, ``.interval()``, ``.samples [S, B, n, N]``
             and ``.times [n]``: seconds after the last latent step of a trial.
         """
-        if steps < 1:
-            raise ShapeError(f"forecast: steps is {steps}, wanted at least 1.")
-        posterior = self.posterior(data)
-        last = posterior.length - 1
-        trial = torch.arange(len(last))
-        mean, covariance = posterior.mean[trial, last], posterior.covariance()[trial, last]
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn((samples, *mean.shape), generator=generator, dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(covariance)
-        root = vectors * values.clamp_min(0).sqrt()[:, None, :]
-        start = mean + torch.einsum("bij,sbj->sbi", root, noise)
-        future = self.model.stacked_inputs(inputs, steps, len(last))
-        with torch.no_grad():
-            z = self.model.dynamics.rollout(
-                start,
-                steps,
-                inputs=None if future is None else future.expand(samples, *future.shape),
-                generator=generator,
-            )
-        return self._predictions(data, z, nuisance or {}, seed)
-
-    def _predictions(
-        self, data: Dataset, z: Tensor, nuisance: dict[str, Any], seed: int
-    ) -> dict[str, Prediction]:
-        """Predictions of all modalities on latent draws ``[S, B, n, M]`` of the steps ahead."""
-        out = {}
-        for k, (name, observation) in enumerate(self.model.observations.items()):
-            at = _samples_ahead(data, name, z.shape[2])
-            r = nuisance.get(name)
-            r = None if r is None else torch.as_tensor(np.asarray(r), dtype=torch.float64)
-            with torch.no_grad():
-                features = observation.features(z[:, :, at], r)
-            times = (at + 1) * data.dt
-            out[name] = Prediction(observation, features, times, seed=seed * 1013 + k)
-        return out
+        return forecast(
+            self.model,
+            self.posterior(data),
+            data,
+            steps,
+            samples=samples,
+            inputs=inputs,
+            nuisance=nuisance,
+            seed=seed,
+        )
 
     def simulate(
         self,
@@ -219,49 +239,57 @@ class Fit:
         data: Dataset,
         steps: Sequence[int] = (1, 5, 10),
         *,
+        given: Sequence[str] | None = None,
         warmup: int = 10,
-        samples: int = 64,
+        samples: int | None = None,
         seed: int = 0,
+        causal: bool = False,
     ) -> pd.DataFrame:
         """Score the model on held-out data.
 
-        Data with hidden entries (``Dataset.hold_out``) are scored on exactly those; otherwise
-        n-step forecasts from filtered starts are scored beside persistence and VAR(1).
+        With ``given=["spikes"]`` every other modality is decoded from those given. Data with
+        hidden entries (``Dataset.hold_out``) are scored on exactly those. Otherwise n-step
+        forecasts from filtered starts are scored beside persistence and VAR(1).
 
         Args:
             data: Held-out trials.
             steps: Horizons in latent steps.
+            given: Modalities that may be looked at; ``[]`` for none (the prior).
             warmup: Latent steps before the first forecast.
-            samples: Latent draws per forecast.
+            samples: Latent draws; by default 64 per forecast and 200 otherwise.
             seed: Seed of the draws.
+            causal: Decode and fill in from data up to each step only.
 
         Returns:
-            One row per modality. Forecasts: ``evidence`` and ``evidence_kind`` of all modalities
-            together, ``values``, ``log_likelihood`` (nats per value, one step ahead), ``r2``,
-            ``coverage_95``, and ``error_n``, ``persistence_n``, ``var1_n`` (mean squared,
-            z-scored with the training statistics). Hidden entries: ``values``,
-            ``log_likelihood``, ``r2``, ``error``, ``coverage_95``.
+            One row per modality, NaN where a column does not apply. All: ``values``,
+            ``log_likelihood`` (nats per value). Numbers: ``r2``, ``coverage_95``, ``pit_ks``
+            (Kolmogorov-Smirnov distance of the PIT from uniform); counts also ``bits_per_spike``
+            over the training mean rates (their bands cover more than .95). Labels: ``accuracy``,
+            ``balanced_accuracy``, ``majority`` (accuracy of the most frequent training class),
+            ``brier``. Ordinal: ``accuracy``, ``majority``, ``rps``, ``coverage_95``, ``pit_ks``.
+
+            Errors are mean squares, z-scored with the training statistics; of labels the share of
+            wrong most probable classes; of ordinal levels the ranked probability score. Forecasts
+            (other scores one step ahead) add ``error_n``, ``persistence_n``, ``var1_n`` (of labels
+            and levels a Markov chain), and ``evidence``, ``evidence_kind`` of all modalities
+            together. Hidden and decoded entries add ``error`` and ``floor`` (that of the training
+            mean, of the most frequent class, of the training frequencies of the levels).
+
+        Raises:
+            DataError: If the data do not fit the model, or nothing is left to be scored.
         """
-        self.model.check(data)
-        known = self._baselines is not None
-        baselines = self._baselines if known else _baselines(self.model, data.reveal())
-        smoothed = self.posterior(data)
-        if any(len(trial.hidden) for trial in data.trials):
-            return score_hidden(self.model, data, smoothed, baselines=baselines, seed=seed)
-        table = score_forecasts(
+        return score(
             self.model,
+            self._engine().infer,
             data,
-            self.posterior(data, causal=True),
+            trained=self._baselines,
             steps=steps,
-            baselines=baselines,
-            known=known,
+            given=given,
             warmup=warmup,
             samples=samples,
             seed=seed,
+            causal=causal,
         )
-        table.insert(0, "evidence", float(smoothed.log_evidence.sum()))
-        table.insert(1, "evidence_kind", smoothed.evidence_kind)
-        return table
 
     # -- files ---------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:
@@ -310,11 +338,30 @@ class Fit:
             data: The trials.
             modality: Which modality; the first by default.
             **options: ``trial=``, ``level=``, ``samples=``, ``seed=``, and those of
-                :func:`plssm.plot.observed_vs_predicted`.
+                :func:`plssm.plot.prediction`.
         """
         from plssm.plot import fits
 
         return fits.one_step_ahead(self, data, modality, **options)
+
+    def plot_prediction(
+        self,
+        data: Dataset,
+        modality: str | None = None,
+        given: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Figure:
+        """Draw one modality as it is predicted from others, beside what it was.
+
+        Args:
+            data: The trials.
+            modality: Which modality; the first by default.
+            given: What it is predicted from; all others by default.
+            **options: Those of :func:`plssm.plot.fits.decoded` and :func:`plssm.plot.prediction`.
+        """
+        from plssm.plot import fits
+
+        return fits.decoded(self, data, modality, given=given, **options)
 
     def plot_forecast(
         self, data: Dataset, steps: int, modality: str | None = None, **options: Any
@@ -357,21 +404,3 @@ class Fit:
         names = ", ".join(f"{n}: {o!r}" for n, o in self.model.observations.items())
         took = "" if np.isnan(self.seconds) else f", {self.seconds:.1f} s"
         return f"Fit({self.model.dynamics!r}, {{{names}}}, {engine}{took})"
-
-
-def _baselines(model: StateSpaceModel, data: Dataset) -> dict[str, Baseline]:
-    return {
-        name: Baseline.of([trial.values[name] for trial in data.trials])
-        for name in model.observations
-    }
-
-
-def _samples_ahead(data: Dataset, name: str, steps: int) -> np.ndarray:
-    """Latent steps ahead (0 = first) at which a modality is sampled."""
-    spacing = [np.diff(t.clock[name]) for t in data.trials if t.clock.get(name) is not None]
-    if not spacing:
-        return np.arange(steps)
-    gaps = np.concatenate(spacing)
-    every = max(int(np.median(gaps)) if len(gaps) else 1, 1)
-    last = max(int(t.length - 1 - t.clock[name][-1]) for t in data.trials if len(t.clock[name]))
-    return np.arange(max(every - last - 1, 0), steps, every)

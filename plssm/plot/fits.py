@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from plssm.data import Dataset, Trial
 from plssm.errors import PlssmError
-from plssm.plot import attractor, history, observed, paths
-from plssm.prediction import Prediction
+from plssm.plot import attractor, history, labels, observed, paths
+from plssm.prediction import ahead
 
 if TYPE_CHECKING:
     from plssm.fit import Fit
 
-__all__ = ["convergence", "forecast", "free_run", "latents", "one_step_ahead"]
+__all__ = ["convergence", "decoded", "forecast", "free_run", "latents", "one_step_ahead"]
 
 
 def latents(
@@ -64,7 +64,7 @@ def one_step_ahead(
         level: Probability of the band.
         samples: Latent draws per step.
         seed: Seed of the draws.
-        **options: Of :func:`plssm.plot.observed_vs_predicted`.
+        **options: Of :func:`plssm.plot.prediction`.
     """
     name = _modality(fit, modality)
     chosen = data.select(trials=[_number(data, trial)])
@@ -74,38 +74,51 @@ def one_step_ahead(
             f"plot: trial {one.name!r} has {one.length} latent step, wanted at least 2 to predict "
             "one from the one before."
         )
-    draws = _next_states(fit, chosen, samples, seed)
-    steps = one.steps(name)
-    later = np.flatnonzero(steps > 0)
-    regressors = one.nuisance.get(name)
-    r = None if regressors is None else torch.from_numpy(regressors[later])
-    observation = fit.model.observations[name]
-    with torch.no_grad():
-        features = observation.features(draws[:, steps[later] - 1], r)
-    prediction = Prediction(observation, features[:, None], np.zeros(0), seed=seed)
-    low, high = prediction.interval(level)
-    return observed.observed_vs_predicted(
-        one.seconds(name, data.dt)[later],
-        one.values[name][later],
-        prediction.mean[0],
-        low[0],
-        high[0],
-        band_label=f"{level:.0%} band",
-        title="Observed and predicted one step ahead",
-        **options,
+    made = ahead.one_step_ahead(
+        fit.model, fit.posterior(chosen, causal=True), chosen, name, samples=samples, seed=seed
     )
+    values = one.values[name][one.steps(name) > 0]
+    options.setdefault("title", "Observed and predicted one step ahead")
+    return observed.prediction(made, values[None], level=level, **options)
 
 
-def _next_states(fit: Fit, data: Dataset, samples: int, seed: int) -> torch.Tensor:
-    """Draws of the states 2 ... T of one trial given data up to the step before, [S, T-1, M]."""
-    dynamics = fit.model.dynamics
-    start = fit.posterior(data, causal=True).sample(samples, seed=seed)[:, 0, :-1]
-    inputs = data.trials[0].inputs
-    driven = None if inputs is None else torch.from_numpy(inputs[1:]).expand(samples, -1, -1)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        noise = dynamics.noise.sample(tuple(start.shape[:-1]), generator=generator)
-        return dynamics.step(start, driven) + noise
+def decoded(
+    fit: Fit,
+    data: Dataset,
+    modality: str | None = None,
+    *,
+    given: Sequence[str] | None = None,
+    trial: int = 0,
+    level: float = 0.95,
+    samples: int = 400,
+    seed: int = 0,
+    causal: bool = False,
+    **options: Any,
+) -> Figure:
+    """Draw one modality as it is predicted from others, and as it was.
+
+    Args:
+        fit: The fit.
+        data: The trials.
+        modality: Which modality; the first of the model by default.
+        given: What it is predicted from; all other modalities by default.
+        trial: Which trial.
+        level: Probability of the band.
+        samples: Latent draws.
+        seed: Seed of the draws.
+        causal: Use only data up to each sample.
+        **options: Of :func:`plssm.plot.prediction`.
+    """
+    name = _modality(fit, modality)
+    chosen = data.select(trials=[_number(data, trial)])
+    made = fit.predict(chosen, name, given, samples=samples, seed=seed, causal=causal)
+    truth = chosen.reveal().trials[0].values[name][None] if name in chosen.names else None
+    if given is None:
+        known = [n for n in fit.model.observations if n != name and n in data.names]
+    else:
+        known = [given] if isinstance(given, str) else list(given)
+    options.setdefault("title", f"{name} from {', '.join(known) or 'nothing'}")
+    return observed.prediction(made, truth, level=level, **options)
 
 
 def forecast(
@@ -136,7 +149,8 @@ def forecast(
         samples: Latent draws.
         inputs: Inputs of the steps ahead ``[n, K]``; of ``truth`` where absent.
         seed: Seed of the draws.
-        **options: Of :func:`plssm.plot.forecast_fan`.
+        **options: Of :func:`plssm.plot.forecast_fan`; of
+            :func:`plssm.plot.class_probabilities` for labels and ordinal levels.
     """
     name = _modality(fit, modality)
     one = data.trials[_number(data, trial)]
@@ -145,12 +159,18 @@ def forecast(
         inputs = after.inputs[:steps]
     chosen = data.select(trials=[trial])
     made = fit.forecast(chosen, steps, samples=samples, inputs=inputs, seed=seed)[name]
-    ahead = made.times - data.dt
+    ahead_seconds = made.times - data.dt
     shown = _recent(one, name, data.dt, 3 * steps if past is None else past)
+    if made.has_classes:
+        seen = None if after is None else _aligned(after, name, data.dt, ahead_seconds)
+        options.setdefault("title", "Forecast")
+        return labels.class_probabilities(
+            one.length * data.dt + ahead_seconds, made.class_probabilities()[0], seen, **options
+        )
     return observed.forecast_fan(
-        one.length * data.dt + ahead,
+        one.length * data.dt + ahead_seconds,
         made.samples,
-        observed=None if after is None else _aligned(after, name, data.dt, ahead),
+        observed=None if after is None else _aligned(after, name, data.dt, ahead_seconds),
         past_times=shown[0],
         past=shown[1],
         **options,

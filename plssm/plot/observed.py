@@ -21,8 +21,9 @@ from plssm.plot.canvas import (
     shared_labels,
     to_array,
 )
+from plssm.plot.labels import class_probabilities
 
-__all__ = ["forecast_fan", "observed_vs_predicted"]
+__all__ = ["forecast_fan", "observed_vs_predicted", "prediction"]
 
 
 def observed_vs_predicted(
@@ -44,7 +45,7 @@ def observed_vs_predicted(
 
     Args:
         times: [n] seconds.
-        observed: [n, N] or [n]; NaN = missing, left out.
+        observed: [n, N] or [n]; NaN = missing, left out. None draws the prediction alone.
         predicted: [n, N] or [n] predictive mean.
         low: [n, N] or [n] lower edge of the band; None draws no band.
         high: [n, N] or [n] upper edge.
@@ -68,25 +69,72 @@ def observed_vs_predicted(
     if len({v.shape for v in arrays.values()}) > 1 or ("low" in arrays) != ("high" in arrays):
         shapes = {k: v.shape for k, v in arrays.items()}
         raise PlssmError(f"plot: got shapes {shapes}, wanted one shape, and both edges of a band")
-    chosen = channels_of(arrays["observed"].shape[1], channels)
+    chosen = channels_of(arrays["predicted"].shape[1], channels)
     figure, axes = panels(len(chosen), ax, title=title)
     for i, axis in zip(chosen, axes, strict=True):
         if "low" in arrays:
             band(axis, times, arrays["low"][:, i], arrays["high"][:, i], label=band_label)
         axis.plot(times, arrays["predicted"][:, i], color=MODEL, linewidth=1.4, label="predicted")
-        axis.plot(
-            times,
-            arrays["observed"][:, i],
-            color=INK,
-            linewidth=0.6,
-            alpha=0.8,
-            marker=".",
-            markersize=3,
-            label="observed",
-        )
+        if "observed" in arrays:
+            axis.plot(
+                times,
+                arrays["observed"][:, i],
+                color=INK,
+                linewidth=0.6,
+                alpha=0.8,
+                marker=".",
+                markersize=3,
+                label="observed",
+            )
         axis.set_ylabel(channel_label(names, i, unit))
     shared_labels(axes, xlabel)
     return figure
+
+
+def prediction(
+    made: Any,
+    truth: Any = None,
+    *,
+    trial: int = 0,
+    level: float = 0.95,
+    title: str = "Prediction",
+    **options: Any,
+) -> Figure:
+    """Draw a predictive distribution over time, beside the truth.
+
+    Numbers, counts and rates are drawn as their mean and band, labels and ordinal levels as the
+    probability of each class.
+
+    Args:
+        made: A :class:`plssm.prediction.Prediction`, as ``fit.predict`` returns it.
+        truth: [B, n, N] (or [B, n]) what was observed; NaN = missing. None draws the prediction
+            alone.
+        trial: Which trial.
+        level: Probability of the band.
+        title: Title.
+        **options: Of :func:`observed_vs_predicted`, or :func:`class_probabilities` for classes.
+
+    Returns:
+        The figure.
+
+    Raises:
+        PlssmError: There is no such trial, or the truth does not fit.
+    """
+    mask = to_array(made.mask) > 0
+    if not 0 <= trial < len(mask):
+        raise PlssmError(f"plot.prediction: got trial {trial}, wanted 0 to {len(mask) - 1}")
+    keep = mask[trial]
+    times = made.times if made.times.ndim == 1 else made.times[trial]
+    seen = None if truth is None else to_array(truth)[trial]
+    if seen is not None and len(seen) < len(keep):
+        raise PlssmError(f"plot.prediction: got {len(seen)} samples of truth, wanted {len(keep)}")
+    seen = None if seen is None else seen[: len(keep)][keep]
+    if made.has_classes:
+        p = to_array(made.class_probabilities())[trial, keep]
+        return class_probabilities(times[keep], p, seen, title=title, **options)
+    mean, low, high = (to_array(x)[trial, keep] for x in (made.mean, *made.interval(level)))
+    options.setdefault("band_label", f"{level:.0%} band")
+    return observed_vs_predicted(times[keep], seen, mean, low, high, title=title, **options)
 
 
 def forecast_fan(

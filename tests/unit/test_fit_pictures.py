@@ -13,6 +13,9 @@ from plssm.errors import PlssmError
 from plssm.fit import Fit
 from plssm.model import StateSpaceModel
 from plssm.observations import Gaussian
+from plssm.observations.counts import Poisson
+from plssm.observations.labels import Categorical
+from plssm.plot import class_probabilities, prediction
 
 A = np.array([[0.9, 0.2], [-0.2, 0.8]])
 B = np.array([[1.0, 0.0], [0.5, 1.0], [0.0, 2.0]])
@@ -143,3 +146,94 @@ def test_refusals(fit, data):
             draw(data, 3)
     with pytest.raises(PlssmError, match="wanted at least 2"):
         fit.plot_observed(data.select(time=(0, 0.5)))
+
+
+@pytest.fixture
+def mixed():
+    dynamics = LinearDynamics.from_parameters(A=A, process_noise=[0.04, 0.09])
+    parts = {
+        "x": Gaussian.from_parameters(B, noise=[0.01, 0.04, 0.02]),
+        "choice": Categorical.from_parameters(3 * np.eye(2), [0.2, 0.0]),
+        "spikes": Poisson.from_parameters([[0.5, 0.5]], [0.3]),
+    }
+    fit = Fit(StateSpaceModel(dynamics, parts))
+    return fit, fit.simulate(20, trials=2, seed=1, dt=0.5)
+
+
+def strip(axes):
+    """Probabilities [n, K] of a drawn strip."""
+    return np.asarray(axes.collections[0].get_array()).reshape(-1, 20).T
+
+
+def test_decoded_labels_are_a_strip_of_their_probabilities(mixed):
+    fit, data = mixed
+    figure = fit.plot_prediction(data, "choice", ["x"], trial=1, samples=50, seed=2)
+    axes = figure.axes[0]
+    made = fit.predict(data.select(trials=[1]), "choice", ["x"], samples=50, seed=2)
+    np.testing.assert_allclose(strip(axes), made.probabilities[0].numpy(), atol=1e-12)
+    x, y = line(axes, "observed").get_data()
+    np.testing.assert_allclose(x, 0.5 * np.arange(20))
+    np.testing.assert_array_equal(y, data.values("choice")[1, :, 0])
+    assert axes.get_title(loc="left") == "choice from x"
+    edges = axes.collections[0].get_coordinates()[0, :, 0]
+    np.testing.assert_allclose(edges, 0.5 * np.arange(21) - 0.25)
+
+
+def test_labels_one_step_ahead_and_ahead_of_the_end(mixed):
+    fit, data = mixed
+    figure = fit.plot_observed(data, "choice", trial=0, samples=50)
+    drawn = np.asarray(figure.axes[0].collections[0].get_array()).reshape(3, 19)
+    np.testing.assert_allclose(drawn.sum(0), 1.0)
+    figure = fit.plot_forecast(
+        data.select(time=(0, 7.5)), 5, "choice", truth=data.select(time=(7.5, 10))
+    )
+    drawn = np.asarray(figure.axes[0].collections[0].get_array())
+    made = fit.forecast(data.select(trials=[0], time=(0, 7.5)), 5, samples=400)["choice"]
+    np.testing.assert_allclose(drawn.reshape(3, 5).T, made.probabilities[0].numpy(), atol=1e-12)
+    np.testing.assert_array_equal(
+        line(figure.axes[0], "observed").get_ydata(), data.values("choice")[0, 15:, 0]
+    )
+
+
+def test_counts_are_a_rate_with_its_band(mixed):
+    fit, data = mixed
+    figure = fit.plot_prediction(data, "spikes", trial=0, samples=50, level=0.8)
+    made = fit.predict(data.select(trials=[0]), "spikes", samples=50)
+    axes = figure.axes[0]
+    np.testing.assert_allclose(line(axes, "predicted").get_ydata(), made.mean[0, :, 0])
+    low, high = made.interval(0.8)
+    path = axes.collections[0].get_paths()[0].vertices
+    assert path[:, 1].min() == float(low.min())
+    assert path[:, 1].max() == float(high.max())
+    assert axes.get_title(loc="left") == "spikes from x, choice"
+    hidden = data.hold_out("spikes")
+    again = fit.plot_prediction(hidden, "spikes", trial=0, samples=50)
+    np.testing.assert_array_equal(
+        line(again.axes[0], "observed").get_ydata(), data.values("spikes")[0, :, 0]
+    )
+
+
+def test_a_prediction_is_drawn_with_and_without_truth(mixed):
+    fit, data = mixed
+    made = fit.predict(data, "x", ["spikes"], samples=20)
+    figure = prediction(made, trial=1, channels=[2])
+    drawn = line(figure.axes[0], "predicted").get_ydata()
+    np.testing.assert_allclose(drawn, made.mean[1, :, 2])
+    assert "observed" not in [a.get_label() for a in figure.axes[0].get_lines()]
+    figure = prediction(made, data.values("x"), trial=1)
+    assert len(figure.axes) == 3
+    with pytest.raises(PlssmError, match="got trial 2, wanted 0 to 1"):
+        prediction(made, trial=2)
+    with pytest.raises(PlssmError, match="got 19 samples of truth, wanted 20"):
+        prediction(made, data.values("x")[:, :-1])
+
+
+def test_strips_that_do_not_fit_are_refused():
+    p = np.full((4, 3), 1 / 3)
+    with pytest.raises(PlssmError, match="got probabilities"):
+        class_probabilities(np.arange(5), p)
+    with pytest.raises(PlssmError, match="got observed"):
+        class_probabilities(np.arange(4), p, np.zeros((4, 2)))
+    figure = class_probabilities([2.0], p[:1], [1.0], classes=["a", "b", "c"], names=["choice"])
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+    assert figure.axes[0].get_ylabel() == "choice"
