@@ -26,6 +26,8 @@ __all__ = [
     "__version__",
     "analysis",
     "data",
+    "default_model",
+    "default_observations",
     "dynamics",
     "inference",
     "metrics",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
         testing,
     )
     from plssm.data import Dataset, Events, Recording, Signal
+    from plssm.defaults import default_model, default_observations
     from plssm.fit import Fit
     from plssm.inference.smoothers import smooth
     from plssm.model import StateSpaceModel
@@ -58,6 +61,8 @@ _HOMES = {
     "Recording": "plssm.data",
     "Signal": "plssm.data",
     "StateSpaceModel": "plssm.model",
+    "default_model": "plssm.defaults",
+    "default_observations": "plssm.defaults",
     "smooth": "plssm.inference.smoothers",
 }
 

@@ -211,6 +211,7 @@ class Fit:
         *,
         nuisance: dict[str, Any] | None = None,
         dt: float | None = None,
+        every: dict[str, int] | None = None,
     ) -> Dataset:
         """Draw new data from the fitted model; ``.latent`` holds the paths ``[B, T, M]``.
 
@@ -222,6 +223,7 @@ class Fit:
             seed: Seed of all random draws.
             nuisance: Nuisance regressors by modality.
             dt: Seconds per latent step; those of the training data where absent.
+            every: Latent steps between the samples of some modalities.
         """
         return self.model.simulate(
             steps,
@@ -231,6 +233,7 @@ class Fit:
             nuisance=nuisance,
             dt=self.dt if dt is None else dt,
             seed=seed,
+            every=every,
         )
 
     # -- scores --------------------------------------------------------------------------------

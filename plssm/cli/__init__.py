@@ -95,15 +95,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Fit a PLRNN to a real fMRI recording, score it on a stretch it has not seen, and write "
-        "pictures and the fit to a folder."
+        "Fit a PLRNN to a real recording, score it on a part it has not seen, and write pictures "
+        "and the fit to a folder."
     )
+    parser.add_argument(
+        "--recording", metavar="NAME", help="which one (default: fMRI at rest); see --list"
+    )
+    parser.add_argument("--list", action="store_true", help="list the recordings and stop")
     parser.add_argument("--out", default="plssm-demo", help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
-    parser.add_argument("--dim", type=_positive, help="latent size (default: 8)")
-    parser.add_argument("--restarts", type=_positive, default=3, help="starts of EM (%(default)s)")
+    parser.add_argument("--dim", type=_positive, help="latent size (default: by the data)")
     parser.add_argument(
-        "--iterations", type=_positive, default=100, help="EM iterations per start (%(default)s)"
+        "--restarts", type=_positive, help="starts of EM (default: 3; 1 with --recording)"
+    )
+    parser.add_argument(
+        "--iterations",
+        type=_positive,
+        help="EM iterations per start (default: 100; 40 with --recording)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="one start, 15 iterations: does it run?"

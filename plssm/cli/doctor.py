@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from plssm import __version__
-from plssm.data import recordings
+from plssm.data.catalogue import is_available, recordings
 
 __all__ = ["doctor"]
 
@@ -23,7 +22,7 @@ NEEDED = (
     "torch", "pyro-ppl", "numpy", "scipy", "pandas", "numba", "safetensors", "rich", "matplotlib",
     "pydantic", "tomli-w",
 )  # fmt: skip
-EXTRA = ("nitime", "pykalman", "statsmodels", "dynamax", "jupytext", "nbclient")
+EXTRA = ("nitime", "pynwb", "pykalman", "statsmodels", "dynamax", "jupytext", "nbclient")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -128,13 +127,7 @@ def _recordings() -> list[tuple[str, str]]:
     names: dict[str, list[str]] = {"folder": [], "nitime": [], "shipped": []}
     absent: list[str] = []
     for source in recordings():
-        if source.place == "folder":
-            here = (
-                where is not None and (Path(where) / source.name / f"{source.name}.npz").is_file()
-            )
-        else:
-            here = source.place == "shipped" or find_spec("nitime") is not None
-        (names[source.place] if here else absent).append(source.name)
+        (names[source.place] if is_available(source) else absent).append(source.name)
     return [
         ("PLSSM_DATA", where or "not set"),
         ("recordings there", ", ".join(names["folder"]) or "none"),

@@ -26,7 +26,9 @@ noise = "diagonal"                  # diagonal | full | isotropic
 # regularizer = { class = "ManifoldAttractor", tau = 10.0 }
 
 [observations.x]                    # one table per modality; channels come from the data
-class = "Gaussian"
+class = "Gaussian"                  # Poisson, NegativeBinomial, ZeroInflatedPoisson, Bernoulli;
+                                    # Categorical with classes = 4, Ordinal with levels = 5,
+                                    # BOLD with tr_seconds = 2.0
 readout = "linear"                  # linear | relu | identity
 
 [engine]

@@ -67,7 +67,7 @@ def _score(
     scores.to_csv(folder / "scores.csv")
     for modality in scores.index:
         title = f"{what}: {modality}, {len(held_out)} trial{'s' * (len(held_out) > 1)}"
-        errors = forecast_errors(scores, modality, steps=steps, train=train, test=held_out)
+        errors = forecast_errors(done, scores, modality, steps=steps, train=train, test=held_out)
         console.print(score_table(scores, modality, errors, title=title, fit=done, dt=train.dt))
 
 

@@ -14,10 +14,30 @@ from rich.table import Table
 from plssm.data import Dataset
 from plssm.errors import PlssmError
 from plssm.fit import Fit
+from plssm.scoring.yardsticks import yardsticks
 
 __all__ = ["forecast_errors", "new_folder", "score_table", "write_pictures"]
 
 OURS = ("fit", "config.toml", "scores.csv")
+CONSTANT = {"label": "majority", "ordinal": "frequencies"}
+MEANING = {
+    "mean": "errors: mean squares, z-scored by the training data",
+    "majority": "errors: share of wrong answers",
+    "frequencies": "errors: ranked probability score",
+}
+SHOWN = {
+    "coverage_95": "coverage of the 95 % band",
+    "r2": "R² one step ahead",
+    "bits_per_spike": "bits per spike one step ahead",
+    "accuracy": "accuracy one step ahead",
+    "balanced_accuracy": "balanced accuracy",
+    "majority": "accuracy of the most frequent class",
+    "brier": "Brier score",
+    "rps": "ranked probability score",
+    "pit_ks": "distance of ranks from uniform",
+    "log_likelihood": "log likelihood, nats per value",
+}
+"""Scores that are shown where a modality has them."""
 
 
 def new_folder(path: str | Path) -> Path:
@@ -38,6 +58,7 @@ def new_folder(path: str | Path) -> Path:
 
 
 def forecast_errors(
+    fit: Fit,
     scores: pd.DataFrame,
     modality: str,
     *,
@@ -49,6 +70,7 @@ def forecast_errors(
     """Errors of one modality by horizon, beside those of simple forecasts.
 
     Args:
+        fit: The fit.
         scores: What ``fit.score`` returned for ``test``.
         modality: The modality.
         steps: Horizons in latent steps.
@@ -57,21 +79,23 @@ def forecast_errors(
         warmup: Latent steps before the first forecast, as in ``fit.score``.
 
     Returns:
-        One row per horizon: model, persistence, VAR(1), mean; z-scored mean squares.
+        One row per horizon: model, persistence, VAR(1), and what a constant forecast from the
+        fitted data gives ("mean", "majority" of labels, "frequencies" of ordinal levels).
     """
-    row = scores.loc[modality]
-    seen = np.concatenate([t.values[modality] for t in train.trials])
-    mean, sd = np.nanmean(seen, axis=0), np.nanstd(seen, axis=0)
+    row, constant = scores.loc[modality], CONSTANT.get(train.kinds[modality], "mean")
+    yardstick = yardsticks(fit.model, test)[modality]
+    baseline = yardstick.baseline([trial.values[modality] for trial in train.trials])
     errors = {}
     for n in steps:
         targets = [t.values[modality][t.steps(modality) >= warmup + n] for t in test.trials]
-        scaled = (np.concatenate(targets) - mean) / np.where(sd > 0, sd, 1.0)
-        known = scaled[np.isfinite(scaled)]
+        y = np.concatenate(targets)
+        columns = np.broadcast_to(baseline.mean, (len(y), len(baseline.mean)))
+        found = yardstick.errors(y, columns, baseline)[np.isfinite(y)]
         errors[n] = {
             "model": row[f"error_{n}"],
             "persistence": row[f"persistence_{n}"],
             "VAR(1)": row[f"var1_{n}"],
-            "mean": float((known**2).mean()) if len(known) else np.nan,
+            constant: float(found.mean()) if len(found) else np.nan,
         }
     return pd.DataFrame.from_dict(errors, orient="index")
 
@@ -79,7 +103,7 @@ def forecast_errors(
 def score_table(
     scores: pd.DataFrame, modality: str, errors: pd.DataFrame, *, title: str, fit: Fit, dt: float
 ) -> Table:
-    """A table of one modality: errors beside the baselines, calibration, evidence, seconds.
+    """A table of one modality: errors beside the baselines, scores of its kind, evidence, seconds.
 
     Args:
         scores: What ``fit.score`` returned.
@@ -91,7 +115,7 @@ def score_table(
     """
     row = scores.loc[modality]
     table = Table(title=title, title_justify="left", caption_justify="left")
-    table.caption = "errors: mean squares, z-scored by the training data"
+    table.caption = MEANING.get(errors.columns[-1], MEANING["mean"])
     table.add_column("")
     for column in errors.columns:
         name = type(fit.model.dynamics).__name__ if column == "model" else column
@@ -99,9 +123,9 @@ def score_table(
     for n, values in errors.iterrows():
         table.add_row(f"error {n} step{'s' * (n > 1)} ahead ({n * dt:.4g} s)", *_marked(values))
     table.add_section()
-    table.add_row("coverage of the 95 % band", f"{row['coverage_95']:.3f}")
-    table.add_row("R² one step ahead", f"{row['r2']:.3f}")
-    table.add_row("log likelihood, nats per sample", f"{row['log_likelihood']:.3f}")
+    for column, label in SHOWN.items():
+        if np.isfinite(row.get(column, np.nan)):
+            table.add_row(label, f"{row[column]:.3f}")
     table.add_row(f"log evidence ({row['evidence_kind']}), nats", f"{row['evidence']:.1f}")
     table.add_row("seconds of fitting", f"{fit.seconds:.1f}")
     return table
@@ -110,7 +134,7 @@ def score_table(
 def _marked(errors: Sequence[float]) -> list[str]:
     """Errors as text, the smallest in bold."""
     best = min((e for e in errors if e == e), default=None)
-    texts = [f"{e:.3f}" if e == e else "–" for e in errors]
+    texts = [(f"{e:.3f}" if abs(e) < 1000 else f"{e:.1e}") if e == e else "–" for e in errors]
     return [f"[bold green]{t}[/]" if e == best else t for t, e in zip(texts, errors)]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from plssm._config_capture import find_class
+from plssm._config_capture import Configurable, find_class
 from plssm.config.values import ConfigError, checked, parameters, plain, refuse_unknown
 from plssm.dynamics import LatentDynamics
 from plssm.errors import PlssmError
@@ -123,13 +123,13 @@ def _find(name: str, section: _Section, where: str, *, part: bool = True) -> typ
             raise ConfigError(f"{where}: {error}") from error
     else:
         kind = getattr(importlib.import_module(section.module), name, None)
-    right = isinstance(kind, type) and (
-        (issubclass(kind, section.base) and not inspect.isabstract(kind))
-        if part
-        else dataclasses.is_dataclass(kind)
-    )
+    right = isinstance(kind, type) and not inspect.isabstract(kind)
+    if right and part:
+        right = issubclass(kind, section.base)
+    elif right:
+        right = dataclasses.is_dataclass(kind) or issubclass(kind, Configurable)
     if not right:
-        wanted = ", ".join(_classes(section)) if part else f"a dataclass of {section.module}"
+        wanted = ", ".join(_classes(section)) if part else f"a setting of {section.module}"
         raise ConfigError(
             f"{where} class: got {name!r}, wanted {wanted}, or 'module:Class' for one of your own."
         )

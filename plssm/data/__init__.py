@@ -13,7 +13,7 @@ trial covers [k dt, (k + 1) dt) from its start; a sample on its own clock belong
 step, ties to the earlier; trials may differ in length and may lack a modality.
 
 ``plssm.data.synthetic`` simulates the usual chaotic and oscillating systems as plain arrays;
-:func:`load_recording` loads a recording by its name.
+:func:`load_recording` loads a recording by its name, :func:`read_nwb` one from an NWB file.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 from plssm.data.batch import Batch, Modality
 from plssm.data.catalogue import load_recording, load_truth, recordings
 from plssm.data.dataset import Dataset
+from plssm.data.io_nwb import read_nwb, write_posterior_nwb
 from plssm.data.recording import Recording
 from plssm.data.signals import Events, Signal
 from plssm.data.trial import KINDS, Trial
@@ -36,8 +37,10 @@ __all__ = [
     "Trial",
     "load_recording",
     "load_truth",
+    "read_nwb",
     "recordings",
     "synthetic",
+    "write_posterior_nwb",
 ]
 
 

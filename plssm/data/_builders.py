@@ -35,6 +35,9 @@ Arrays = Mapping[str, np.ndarray]
 TRACKING_LOST = ((477.0, 479.0), (522.0, 8.0))
 """Pixel positions at which the camera of the linear track rests while it sees no rat."""
 
+RUNNING = (4397.0, 5300.0)
+"""Seconds between which the rat of the linear track runs; it rests afterwards."""
+
 
 def _clock(samples: int, period: float) -> np.ndarray:
     return np.arange(samples) * float(period)
@@ -107,7 +110,8 @@ def linear_track(arrays: Arrays) -> Recording:
         {
             "spikes": Events(trains, support),
             "position": Signal(position, seconds, names=("x", "y"), unit="pixel"),
-        }
+        },
+        meta={"running_seconds": RUNNING},
     )
 
 
@@ -126,22 +130,22 @@ def hippocampus_spikes_lfp(arrays: Arrays) -> Dataset:
 
 
 def m1_reaching(arrays: Arrays) -> Dataset:
-    """Reaches to four targets, cut where the target changes; one step is one bin."""
-    pieces: dict[str, list[np.ndarray]] = {"spikes": [], "velocity": [], "target": []}
-    sessions: list[str] = []
-    for part in ("train", "test"):
-        target = arrays[f"target_{part}"].astype(np.float64)
-        cuts = np.flatnonzero(np.diff(target)) + 1
-        pieces["spikes"] += np.split(arrays[f"counts_{part}"].astype(np.float64), cuts)
-        pieces["velocity"] += np.split(arrays[f"velocity_{part}"].astype(np.float64), cuts)
-        pieces["target"] += np.split(target[:, None], cuts)
-        sessions += [part] * (len(cuts) + 1)
+    """Reaches to four targets; one trial for the training part and one for the test part.
+
+    The reaches of a part stay together, so that no trial border tells when a target changes; one
+    step is one bin.
+    """
+    parts = ("train", "test")
     return Dataset.from_arrays(
-        pieces,
+        {
+            "spikes": [arrays[f"counts_{part}"].astype(np.float64) for part in parts],
+            "velocity": [arrays[f"velocity_{part}"].astype(np.float64) for part in parts],
+            "target": [arrays[f"target_{part}"].astype(np.float64) for part in parts],
+        },
         dt=1.0,
         kinds={"spikes": "count", "target": "label"},
-        trials=[f"{part} reach {index}" for index, part in enumerate(sessions)],
-        sessions=sessions,
+        trials=parts,
+        sessions=parts,
     )
 
 

@@ -25,6 +25,9 @@ class Source:
         place: "folder" (npz under PLSSM_DATA), "nitime" (a file of that package) or "shipped".
         arrays: Names and shapes of the arrays in the npz.
         sha256: Checksum of the npz, or "" where none is known.
+        clock: Arguments of `Recording.to_dataset` for a first look, where it loads as a Recording.
+        seconds: The stretch of it that is worth a first look, None for all.
+        gap_steps: Steps to leave out between parts that are cut in time (delay embeddings).
     """
 
     name: str
@@ -36,6 +39,9 @@ class Source:
     place: str = "folder"
     arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     sha256: str = ""
+    clock: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    seconds: tuple[float, float] | None = field(default=None, repr=False)
+    gap_steps: int = field(default=0, repr=False)
 
 
 _NITIME = dict(
@@ -88,6 +94,7 @@ _ALL = (
             "tr_seconds": (),
         },
         sha256="27f561bb8097a026c41b9f49374e064e53534db477fb7f818e947a356534a6f8",
+        clock={"dt": 3.0},
     ),
     Source(
         "fmri_localizer",
@@ -104,6 +111,7 @@ _ALL = (
             "condition": (80,),
         },
         sha256="c72b2b280e57f8abfec0f2a70759684030719374fe4ef449becc9433718bb192",
+        clock={"dt": 2.4},
     ),
     Source(
         "linear_track",
@@ -119,6 +127,8 @@ _ALL = (
             "position_pixels": (118965, 2),
         },
         sha256="bee4ce19c2f62173cf7e567fc50854204fdf309c84f79512fe1517a453a2d8a5",
+        clock={"dt": 0.1, "resample": {"position": "mean"}},
+        seconds=build.RUNNING,
     ),
     Source(
         "hippocampus_spikes_lfp",
@@ -176,6 +186,7 @@ _ALL = (
         build.eeg,
         arrays={"eeg": (9640, 64), "rate_hz": ()},
         sha256="ed4d570804ba2c80ccfafd4d7248481671e784bf54bb230684d9bacaeee510d6",
+        clock={"dt": 1 / 160},
     ),
     Source(
         "ecg",
@@ -186,6 +197,7 @@ _ALL = (
         build.ecg,
         arrays={"ecg_embedded": (50000, 5)},
         sha256="8aad5062698acb9fcea7d369b412a97d4cc77926468515be38040dd1077a393f",
+        gap_steps=68,
     ),
     Source(
         "membrane_potential",
@@ -196,24 +208,28 @@ _ALL = (
         build.membrane_potential,
         arrays={"potential_embedded": (11703, 6)},
         sha256="29b6b5f7f9e0f6e63e4571dde1d25b39412a93f7bb562edfdba047908cbfe0b4",
+        gap_steps=65,
     ),
     Source(
         "nitime_bold",
         "human fMRI at rest: 28 regions, repetition time 1.89 s",
         build=build.nitime_bold,
         **_NITIME,
+        clock={"dt": 1.89},
     ),
     Source(
         "nitime_event_related",
         "human fMRI, moving stimuli: one region, six kinds of trials; repetition time 2 s",
         build=build.nitime_event_related,
         **_NITIME,
+        clock={"dt": 2.0},
     ),
     Source(
         "nitime_grasshopper",
         "grasshopper auditory receptor: spike times and stimulus, two trials of 10 s",
         build=build.nitime_grasshopper,
         **_NITIME,
+        clock={"dt": 0.01},
     ),
     Source("simulated_linear", "linear dynamics with inputs, ragged trials", **_SHIPPED),
     Source("simulated_plrnn", "PLRNN with known parameters, missing entries", **_SHIPPED),

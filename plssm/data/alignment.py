@@ -177,7 +177,7 @@ def input_rows(inputs: Signal | Events, trial: Trial, dt: float) -> np.ndarray:
         rows = hold(inputs.values, inputs.times, *place_in)
         known = f"from {inputs.times[0]:g} s on"
     else:
-        covered = supported_steps(inputs.support, *place_in).all()
+        covered = _seen(inputs, *place_in).all()
         near = [t[_near(t, trial, dt)] for t in inputs.times]
         rows = count_events(near, *place_in) if covered else None
         known = f"on {inputs.support.tolist()} s"
@@ -206,8 +206,17 @@ def _near(
 def _counted(events: Events, trial: Trial, dt: float) -> Aligned:
     place_in = (trial.start, trial.length, dt)
     counts = count_events([t[_near(t, trial, dt)] for t in events.times], *place_in)
-    counts[~supported_steps(events.support, *place_in)] = np.nan
+    counts[~np.broadcast_to(_seen(events, *place_in), counts.shape)] = np.nan
     return Aligned(counts)
+
+
+def _seen(events: Events, start: float, steps: int, dt: float) -> np.ndarray:
+    """Which steps lie wholly in the support, [steps, 1], or [steps, units] where units differ."""
+    seen = supported_steps(events.support, start, steps, dt)[:, None]
+    if events.unit_support is None:
+        return seen
+    each = [supported_steps(support, start, steps, dt) for support in events.unit_support]
+    return seen & np.stack(each, axis=1)
 
 
 def _own_samples(signal: Signal, trial: Trial, dt: float) -> Aligned:

@@ -46,7 +46,8 @@ def supported_steps(support: np.ndarray, start: float, steps: int, dt: float) ->
     """Return which steps lie wholly inside the support.
 
     Args:
-        support: Intervals (start, stop) in seconds [k, 2]; they may touch or overlap.
+        support: Intervals (start, stop) in seconds [k, 2]; they may touch or overlap, and there
+            may be none.
         start: Start of the trial in seconds.
         steps: Latent steps.
         dt: Seconds per latent step.
@@ -60,7 +61,7 @@ def supported_steps(support: np.ndarray, start: float, steps: int, dt: float) ->
             merged[-1][1] = max(merged[-1][1], high)
         else:
             merged.append([low, high])
-    edges = np.array(merged)
+    edges = np.array(merged).reshape(-1, 2)
     begin = start + np.arange(steps) * dt
     slack = TOLERANCE * dt
     inside = (begin[:, None] >= edges[:, 0] - slack) & (begin[:, None] + dt <= edges[:, 1] + slack)

@@ -15,7 +15,7 @@ from plssm.data.dataset import Dataset
 from plssm.data.recording import Recording
 from plssm.errors import DataError
 
-__all__ = ["Source", "load_recording", "load_truth", "recordings"]
+__all__ = ["Source", "is_available", "load_recording", "load_truth", "recordings"]
 
 
 def recordings() -> tuple[Source, ...]:
@@ -29,6 +29,21 @@ def recordings() -> tuple[Source, ...]:
         True
     """
     return tuple(SOURCES.values())
+
+
+def is_available(source: Source, *, folder: str | os.PathLike | None = None) -> bool:
+    """Whether the files of a recording are on this machine (they are not opened).
+
+    Args:
+        source: One of `recordings()`.
+        folder: Folder of the recordings; default: environment variable PLSSM_DATA.
+    """
+    if source.place == "shipped":
+        return True
+    if source.place == "nitime":
+        return find_spec("nitime") is not None
+    place = folder if folder is not None else os.environ.get("PLSSM_DATA")
+    return place is not None and (Path(place) / source.name / f"{source.name}.npz").is_file()
 
 
 def load_recording(

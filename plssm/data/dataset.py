@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -382,6 +383,10 @@ class Dataset(TorchDataset):
     def reveal(self) -> Dataset:
         """Return the dataset with all held-out entries put back."""
         return self._with(map(partition.reveal, self.trials))
+
+    def without_inputs(self) -> Dataset:
+        """Return the dataset without its inputs, for models that are not told about them."""
+        return self._with(replace(trial, inputs=None) for trial in self.trials)
 
     # ---- as tensors ------------------------------------------------------------------------
 

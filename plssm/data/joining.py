@@ -38,17 +38,17 @@ def concatenate(datasets: Sequence[Dataset]) -> tuple[list[Trial], float, dict[s
     first = datasets[0]
     kinds: dict[str, str] = {}
     channels: dict[str, int] = {}
-    regressors: dict[str, int | None] = {}
+    regressors: dict[str, int] = {}
     for i, data in enumerate(datasets):
         _check_equal("dt", data.dt, first.dt, i)
         _check_equal("number of inputs", data.n_inputs, first.n_inputs, i)
         for m, kind in data.kinds.items():
             nuisance = data.trials[0].nuisance.get(m)
-            width = None if nuisance is None else nuisance.shape[1]
+            width = 0 if nuisance is None else nuisance.shape[1]
             _check_equal("kind", kind, kinds.setdefault(m, kind), i, m)
             count = data.channels[m]
             _check_equal("number of channels", count, channels.setdefault(m, count), i, m)
-            _check_equal("nuisance regressors", width, regressors.setdefault(m, width), i, m)
+            _check_equal("number of regressors", width, regressors.setdefault(m, width), i, m)
     own_clock = {
         m: any(t.times.get(m) is not None for data in datasets for t in data.trials) for m in kinds
     }
@@ -61,7 +61,7 @@ def _completed(
     trial: Trial,
     *,
     channels: dict[str, int],
-    regressors: dict[str, int | None],
+    regressors: dict[str, int],
     own_clock: dict[str, bool],
 ) -> Trial:
     values, times, clock, nuisance = {}, {}, {}, {}
@@ -72,8 +72,8 @@ def _completed(
         times[m] = trial.times[m] if present else (np.zeros(0) if own_clock[m] else None)
         absent = np.zeros(0, dtype=np.int64) if own_clock[m] else None
         clock[m] = trial.clock[m] if present else absent
-        if (width := regressors[m]) is not None:
-            nuisance[m] = trial.nuisance[m] if present else np.zeros((rows, width))
+        if regressors[m]:
+            nuisance[m] = trial.nuisance[m] if present else np.zeros((rows, regressors[m]))
     return replace(trial, values=values, times=times, clock=clock, nuisance=nuisance)
 
 

@@ -66,10 +66,15 @@ class Events:
     Args:
         times: Event times in seconds, one array per unit, in any order.
         support: When events could be seen: (start, stop) seconds, or several such pairs [k, 2].
+        unit_support: When each single unit could be seen, inside the support: one [k, 2] per unit
+            (k = 0: never), or None where units do not differ.
+        names: Names of the units.
     """
 
     times: tuple[np.ndarray, ...]
     support: np.ndarray
+    unit_support: tuple[np.ndarray, ...] | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         units: Any = tuple(self.times)
@@ -78,10 +83,18 @@ class Events:
         object.__setattr__(self, "times", tuple(map(_sorted, units)))
         support = np.atleast_2d(numbers(self.support, "Events.support"))
         object.__setattr__(self, "support", support)
+        if self.unit_support is not None:
+            each = (numbers(s, "Events.unit_support") for s in self.unit_support)
+            object.__setattr__(self, "unit_support", tuple(map(_intervals, each)))
+        object.__setattr__(self, "names", tuple(map(str, self.names)))
 
     def span(self) -> tuple[float, float]:
         """Return the start and the end of the support in seconds."""
         return float(self.support.min()), float(self.support.max())
+
+
+def _intervals(value: np.ndarray) -> np.ndarray:
+    return np.atleast_2d(value) if value.size else np.zeros((0, 2))
 
 
 def _sorted(times: np.ndarray) -> np.ndarray:
@@ -114,13 +127,39 @@ def _check_events(events: Events, name: str) -> None:
                 fix="leave the event out",
             )
     support = events.support
-    shaped = support.ndim == 2 and support.shape[1] == 2 and np.isfinite(support).all()
-    if not events.times or not shaped or (support[:, 0] >= support[:, 1]).any():
+    if not events.times or not _are_intervals(support):
         raise DataError(
             "events need units and a support",
             modality=name,
             got=f"{len(events.times)} units, support {support.tolist()}",
             wanted="event times of at least one unit, and start < stop seconds",
+        )
+    each = events.unit_support
+    if each is not None and not (
+        len(each) == len(events.times) and all(map(_are_intervals, each))
+    ):
+        raise DataError(
+            "unit_support does not fit the units",
+            modality=name,
+            got=f"{len(each)} entries for {len(events.times)} units",
+            wanted="one array [k, 2] of start < stop seconds per unit",
+        )
+    _check_names(events.names, len(events.times), name)
+
+
+def _are_intervals(value: np.ndarray) -> bool:
+    shaped = value.ndim == 2 and value.shape[1] == 2 and np.isfinite(value).all()
+    return bool(shaped and (value[:, 0] < value[:, 1]).all())
+
+
+def _check_names(names: tuple[str, ...], channels: int, modality: str) -> None:
+    if names and len(names) != channels:
+        raise DataError(
+            "names do not fit the channels",
+            modality=modality,
+            axis="channel",
+            got=f"{len(names)} names",
+            wanted=f"{channels}, one per channel, or none",
         )
 
 
@@ -139,6 +178,7 @@ def _check_signal(signal: Signal, name: str) -> None:
         )
     check_increasing(times, name)
     check_values(values, signal.kind, name, "all")
+    _check_names(signal.names, values.shape[1], name)
     for what, extra, shape in (
         ("nuisance", signal.nuisance, (len(values), -1)),
         ("channel_delay_seconds", signal.channel_delay_seconds, (values.shape[1],)),

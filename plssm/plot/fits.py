@@ -224,12 +224,17 @@ def free_run(
         )
     steps = one.length + discard
     nuisance = {
-        n: np.zeros((steps, o.nuisance)) for n, o in fit.model.observations.items() if o.nuisance
+        n: np.zeros((-(-steps // o.interval(data.dt)), o.nuisance))
+        for n, o in fit.model.observations.items()
+        if o.nuisance
     }
     made = fit.simulate(
         steps, noise=noise, inputs=one.inputs, nuisance=nuisance, seed=seed, dt=data.dt
     )
-    simulated = made.values(name)[0][discard:][one.steps(name)]
+    run = made.trials[0].cut(discard, steps, data.dt)
+    simulated = run.values[name]
+    if run.clock[name] is None:  # simulated at every step, the data may be slower
+        simulated = simulated[one.steps(name)]
     options.setdefault("dt", data.dt if one.clock[name] is None else None)
     return attractor.free_run(truth=one.values[name], pred=simulated, **options)
 

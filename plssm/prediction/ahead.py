@@ -186,5 +186,6 @@ def samples_ahead(data: Dataset, name: str, steps: int) -> np.ndarray:
         return np.arange(steps)
     gaps = np.concatenate(spacing)
     every = max(int(np.median(gaps)) if len(gaps) else 1, 1)
-    last = max(int(t.length - 1 - t.clock[name][-1]) for t in data.trials if len(t.clock[name]))
+    ends = [int(t.length - 1 - t.clock[name][-1]) for t in data.trials if len(t.clock[name])]
+    last = max(ends, default=every - 1)
     return np.arange(max(every - last - 1, 0), steps, every)

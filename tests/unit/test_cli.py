@@ -68,7 +68,14 @@ def test_only_the_parser_is_loaded_at_the_top():
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["--version"], ["fit", "--help"], ["fit", "--example-config"]]
+    "argv",
+    [
+        ["--help"],
+        ["--version"],
+        ["demo", "--help"],
+        ["fit", "--help"],
+        ["fit", "--example-config"],
+    ],
 )
 def test_answers_that_need_no_torch(argv):
     code = (
@@ -274,6 +281,11 @@ def test_doctor_says_what_is_missing(capsys, monkeypatch):
 def test_the_smallest_error_is_marked_and_absent_ones_are_dashes():
     assert results._marked([0.5, 0.25, np.nan]) == ["0.500", "[bold green]0.250[/]", "–"]
     assert results._marked([np.nan] * 3) == ["–"] * 3
+    assert results._marked([1657818.4, 999.5, np.inf]) == [
+        "1.7e+06",
+        "[bold green]999.500[/]",
+        "inf",
+    ]
 
 
 def test_a_picture_that_cannot_be_drawn_costs_nothing_else(tmp_path, capsys):

@@ -89,6 +89,80 @@ def test_a_class_of_ones_own():
     assert isinstance(model.dynamics, LinearDynamics)
 
 
+MIXED = """
+[dynamics]
+class = "PLRNN"
+dim = 4
+[observations.spikes]
+class = "Poisson"
+bin_seconds = 0.5
+link = "softplus"
+[observations.choice]
+class = "Categorical"
+classes = 3
+[observations.mood]
+class = "Ordinal"
+levels = 5
+[observations.licks]
+class = "Bernoulli"
+[observations.bold]
+class = "BOLD"
+tr_seconds = 2
+"""
+
+
+def mixed():
+    rng = np.random.default_rng(0)
+    return Dataset.from_arrays(
+        {
+            "spikes": rng.poisson(1.0, size=(80, 6)),
+            "choice": rng.integers(0, 3, size=(80, 1)),
+            "mood": rng.integers(0, 5, size=(80, 2)),
+            "licks": rng.integers(0, 2, size=(80, 3)),
+            "bold": rng.normal(size=(20, 7)),
+        },
+        dt=0.5,
+        kinds={"spikes": "count", "choice": "label", "mood": "ordinal", "licks": "label",
+               "bold": "bold"},
+        times={"bold": np.arange(20) * 2.0},
+        nuisance={"bold": rng.normal(size=(20, 6))},
+    )  # fmt: skip
+
+
+def test_every_observation_model_has_its_own_sizes():
+    """Channels and nuisance regressors come from the data; classes and levels are stated."""
+    model = RunConfig.from_toml(MIXED).make_model(mixed())
+    found = model.observations
+    assert [type(o).__name__ for o in found.values()] == [
+        "Poisson", "Categorical", "Ordinal", "Bernoulli", "BOLD"
+    ]  # fmt: skip
+    assert found["spikes"].channels == 6 and found["spikes"].bin_seconds == 0.5
+    assert found["choice"].classes == 3 and found["choice"].predictors == 2
+    assert (found["mood"].channels, found["mood"].levels) == (2, 5)
+    assert found["licks"].channels == 3
+    bold = found["bold"]
+    assert (bold.channels, bold.tr_seconds, bold.nuisance) == (7, 2.0, 6)
+    model.check(mixed())
+
+
+def test_observation_models_come_back_from_the_resolved_configuration():
+    toml = MIXED + 'hrf = { class = "DoubleGamma", time_to_peak = 6.0 }\n'
+    toml = toml.replace(
+        'link = "softplus"',
+        'history = { class = "RaisedCosine", functions = 3, longest_seconds = 5.0 }',
+    )
+    config = RunConfig.from_toml(toml)
+    model = config.make_model(mixed())
+    assert model.observations["spikes"].history.functions == 3
+    resolved = config.resolved(mixed())
+    assert RunConfig.from_toml(resolved.to_toml()) == resolved
+    again = RunConfig.from_toml(resolved.to_toml()).make_model(mixed())
+    for name, one in model.observations.items():
+        assert one.config() == again.observations[name].config()
+    assert "channels" not in resolved.to_dict()["observations"]["mood"]
+    assert resolved.to_dict()["observations"]["mood"]["levels"] == 5
+
+
 # ---- there and back ------------------------------------------------------------------------
 
 
@@ -158,6 +232,15 @@ def test_the_resolved_configuration_hides_no_default():
         ({"observations": {"x": {"class": "Gaussian", "channels": 3}}}, r"channels: comes from"),
         ({"observations": {"x": {"class": "Gaussian", "readout": "cubic"}}}, r"cubic"),
         ({"split": "time"}, r"\[split\]: got 'time', wanted a table"),
+        ({"observations": {"c": {"class": "Categorical"}}}, r"c\]: Categorical needs classes"),
+        ({"observations": {"c": {"class": "Categorical", "classes": 1}}}, r"c\].*classes is 1"),
+        ({"observations": {"c": {"class": "Categorical", "classes": 2.5}}}, r"classes: got 2.5"),
+        ({"observations": {"c": {"class": "Ordinal"}}}, r"c\]: Ordinal needs levels"),
+        ({"observations": {"b": {"class": "BOLD"}}}, r"b\]: BOLD needs tr_seconds"),
+        ({"observations": {"b": {"class": "BOLD", "tr_seconds": -1}}}, r"b\].*tr_seconds"),
+        ({"observations": {"b": {"class": "BOLD", "tr": 2.0}}}, r"unknown key 'tr'"),
+        ({"observations": {"n": {"class": "Poisson", "link": "log"}}}, r"n\].*log"),
+        ({"observations": {"n": {"class": "Poison"}}}, r"got 'Poison', wanted .*Poisson"),
     ],
 )  # fmt: skip
 def test_refusals_name_the_key(tables, message):

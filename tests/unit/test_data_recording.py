@@ -58,6 +58,22 @@ def test_steps_outside_the_support_are_missing_not_zero():
     assert len(one_unit.times) == 1
 
 
+def test_units_may_be_seen_at_different_times():
+    units = (np.array([0.05, 0.95]), np.array([0.15]), np.array([]))
+    events = Events(
+        units, (0.0, 0.8), unit_support=([0.0, 1.0], [[0.1, 0.3], [0.5, 0.7]], []), names="abc"
+    )
+    data = Recording({"n": events}, trials=[[0.0, 1.0]]).to_dataset(0.1, check_channels=False)
+    seen = ~np.isnan(data.values("n")[0])
+    assert np.flatnonzero(seen[:, 0]).tolist() == list(range(8))  # inside the common support
+    assert np.flatnonzero(seen[:, 1]).tolist() == [1, 2, 5, 6]
+    assert not seen[:, 2].any()
+    assert np.nansum(data.values("n"), axis=1).tolist() == [[1, 1, 0]]
+    driving = Recording({"n": Events(units[:1], (0.0, 1.0))}, inputs=events)
+    with pytest.raises(DataError, match="inputs are not known over the whole trial"):
+        driving.to_dataset(0.1)
+
+
 # ---- signals -----------------------------------------------------------------------------------
 
 
@@ -295,6 +311,7 @@ BAD = {
     "infinite": (lambda: Recording({"x": Signal(X5 / 0.0 + np.inf, T5)}), "'x'.*infinite"),
     "kind": (lambda: Recording({"x": Signal(X5, T5, kind="spike")}), "'x'.*unknown kind"),
     "counts": (lambda: Recording({"x": Signal(X5 - 3, T5, kind="count")}), "'x'.*negative"),
+    "labels": (lambda: Recording({"x": Signal(X5 / 2, T5, kind="label")}), "'x'.*not a whole"),
     "nuisance": (lambda: Recording({"x": Signal(X5, T5, nuisance=T5[:3])}), "'x'.*nuisance"),
     "delays": (
         lambda: Recording({"x": Signal(X5, T5, channel_delay_seconds=[0.1])}),
@@ -305,6 +322,22 @@ BAD = {
         "'x'.*whole sample interval",
     ),
     "support": (lambda: Recording({"n": Events((T5,), (3.0, 1.0))}), "'n'.*support"),
+    "unit support": (
+        lambda: Recording({"n": Events((T5, T5), (0.0, 5.0), unit_support=[[0.0, 1.0]])}),
+        "'n'.*unit_support does not fit.*1 entries for 2 units",
+    ),
+    "unit intervals": (
+        lambda: Recording({"n": Events((T5,), (0.0, 5.0), unit_support=[[2.0, 1.0]])}),
+        "'n'.*unit_support",
+    ),
+    "unit names": (
+        lambda: Recording({"n": Events((T5,), (0.0, 5.0), names=("a", "b"))}),
+        "'n'.*2 names, wanted 1",
+    ),
+    "channel names": (
+        lambda: Recording({"x": Signal(X5, T5, names=("a",))}),
+        "'x'.*1 names, wanted 2",
+    ),
     "event time": (lambda: Recording({"n": Events(([np.nan],), (0.0, 1.0))}), "'n'.*not finite"),
     "NaN input": (
         lambda: Recording({"x": Signal(X5, T5)}, inputs=Signal(X5 * np.nan, T5)),

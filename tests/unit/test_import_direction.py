@@ -16,7 +16,7 @@ LEVELS = (
     ("data", "linalg", "kernels"),
     ("dynamics", "observations"),
     ("model",),
-    ("posterior", "prediction"),
+    ("posterior", "prediction", "defaults"),
     ("analysis", "metrics"),
     ("scoring", "storage"),
     ("fit",),

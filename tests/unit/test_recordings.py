@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import runpy
 from importlib.util import find_spec
@@ -12,22 +13,12 @@ import pytest
 import plssm as ps
 from plssm.data import load_recording, load_truth, recordings
 from plssm.data._sources import SOURCES
+from plssm.data.catalogue import is_available
 from plssm.errors import DataError
 
 FOLDER = [s.name for s in recordings() if s.place == "folder"]
 NITIME = [s.name for s in recordings() if s.place == "nitime"]
 SHIPPED = [s.name for s in recordings() if s.place == "shipped"]
-
-# One clock for each recording that leaves the choice open.
-CLOCKS = {
-    "fmri_nback_subject": dict(dt=3.0),
-    "fmri_localizer": dict(dt=2.4),
-    "linear_track": dict(dt=0.5, resample={"position": "mean"}),
-    "eeg": dict(dt=1 / 160),
-    "nitime_bold": dict(dt=1.89),
-    "nitime_event_related": dict(dt=2.0),
-    "nitime_grasshopper": dict(dt=0.01),
-}
 
 # modality: kind, channels; trials; inputs
 EXPECTED = {
@@ -47,7 +38,7 @@ EXPECTED = {
     ),
     "m1_reaching": (
         {"spikes": ("count", 71), "velocity": ("continuous", 2), "target": ("label", 1)},
-        93,
+        2,
         0,
     ),
     "acc_delayed_alternation": ({"rates": ("continuous", 30), "side": ("label", 1)}, 14, 0),
@@ -64,8 +55,9 @@ EXPECTED = {
 
 
 def as_dataset(name):
-    loaded = load_recording(name)
-    return loaded.to_dataset(**CLOCKS[name]) if isinstance(loaded, ps.Recording) else loaded
+    loaded, clock = load_recording(name), SOURCES[name].clock
+    assert isinstance(loaded, ps.Recording) == bool(clock), "a clock is for recordings only"
+    return loaded.to_dataset(**clock) if isinstance(loaded, ps.Recording) else loaded
 
 
 def check(name):
@@ -144,6 +136,18 @@ def test_truth_generates_the_data():
         load_truth("eeg")
 
 
+def test_a_recording_is_there_when_its_file_is(monkeypatch, tmp_path):
+    monkeypatch.delenv("PLSSM_DATA", raising=False)
+    here = {s.name for s in recordings() if is_available(s)}
+    assert set(SHIPPED) <= here and not here & set(FOLDER)
+    assert (NITIME[0] in here) == (find_spec("nitime") is not None)
+    (tmp_path / "eeg").mkdir()
+    (tmp_path / "eeg" / "eeg.npz").write_bytes(b"")
+    assert is_available(SOURCES["eeg"], folder=tmp_path)
+    monkeypatch.setenv("PLSSM_DATA", str(tmp_path))
+    assert [n for n in FOLDER if is_available(SOURCES[n])] == ["eeg"]
+
+
 # ---- refusals ------------------------------------------------------------------------------
 
 
@@ -214,6 +218,13 @@ def test_nback_labels_repeat_in_every_run(recordings_folder):
     stage = data.values("stage").reshape(13, 5, 72)
     assert (stage == stage[:, :1]).all()
     assert data.dt == 3.0
+    assert (data.subjects[7], data.sessions[7], data.trial_names[7]) == (
+        "1",
+        "3",
+        "subject 1 run 3",
+    )
+    assert set(np.unique(stage)) == {0, 1, 2, 3, 4}
+    assert data.n_inputs == 5 and data.without_inputs().n_inputs == 0
     one = data.select(subjects="4")
     assert len(one) == 5
     assert sum(len(test) for _, test in one.folds(by="session")) == 5
@@ -251,16 +262,33 @@ def test_linear_track_counts_spikes_and_drops_lost_positions(recordings_folder):
     assert (np.diff(seconds) > 0).all()
 
 
-def test_m1_reaches_hold_one_target_and_lose_nothing(recordings_folder):
+def test_the_rat_runs_in_the_stated_stretch(recordings_folder):
+    recording = load_recording("linear_track")
+    running = dataclasses.replace(recording, trials=[recording.meta["running_seconds"]])
+    data = running.to_dataset(0.02, resample={"position": "last"})
+    assert data.lengths.tolist() == [45150] and data[0].start == 4397.0
+    spikes = np.concatenate(recording.signals["spikes"].times)
+    assert np.isnan(data.values("spikes")[0]).any(axis=1).nonzero()[0].tolist() == [0]
+    inside = ((spikes >= 4397.02) & (spikes < 5300.0)).sum()  # on from 4397.0023 s
+    assert np.nansum(data.values("spikes")) == inside
+    x = data.values("position")[0]
+    lost = np.isnan(x[:, 0])
+    assert lost[:1290].all() and lost[1320:].mean() < 0.01  # seen from 4423 s on
+    assert SOURCES["linear_track"].seconds == recording.meta["running_seconds"]
+
+
+def test_m1_parts_are_one_trial_each_and_lose_nothing(recordings_folder):
     data = load_recording("m1_reaching")
-    for trial in data.trials:
-        assert len(np.unique(trial.values["target"])) == 1
-    assert data.lengths.sum() == 1200 + 1818
-    assert data.sessions.count("train") == 37
+    train, test = (data.select(sessions=part) for part in ("train", "test"))
+    assert train.lengths.tolist() == [1200] and test.lengths.tolist() == [1818]
     with np.load(recordings_folder / "m1_reaching" / "m1_reaching.npz") as stored:
-        together = np.concatenate([t.values["spikes"] for t in data.trials])
-        np.testing.assert_array_equal(together[:1200], stored["counts_train"])
-        np.testing.assert_array_equal(together[1200:], stored["counts_test"])
+        for part, one in (("train", train), ("test", test)):
+            np.testing.assert_array_equal(one.values("spikes")[0], stored[f"counts_{part}"])
+            np.testing.assert_array_equal(one.values("velocity")[0], stored[f"velocity_{part}"])
+            np.testing.assert_array_equal(one.values("target")[0, :, 0], stored[f"target_{part}"])
+        assert set(stored["target_train"]) == {0, 1, 2, 3}
+    reaches = np.flatnonzero(np.diff(train.values("target")[0, :, 0])).size + 1
+    assert reaches == 37
 
 
 def test_acc_side_is_one_label_in_the_last_bin(recordings_folder):
