@@ -1,0 +1,164 @@
+"""Labels beside noisy Lorenz-63 (rows R5 and R7): matched fits with and without them.
+
+Every net has its own trajectory (T=1000, dt .02, process noise 1e-3, transient dropped) and the
+same start for both fits: Gaussian channels alone, and Gaussian channels with class labels of the
+noise-free state. ``octants``: three channels and the octant of (x, y, z) - mean; ``octants .5``:
+the same with observation noise of sd .5; ``missing``: the channel y is not observed, the label is
+the sign of y. Free runs of 1e5 steps are compared with an independent true orbit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import plssm as ps
+from plssm.data.synthetic import lorenz63
+
+DT, STEPS, DIM, RUN, TRANSIENT = 0.02, 1000, 15, 100_000, 1000
+COMMAND = "python -m benchmarks multimodal_lorenz --out benchmarks/results"
+SETTINGS = {"octants": (0.1, False), "octants .5": (0.5, False), "missing": (0.1, True)}
+RAW = 18.4  # largest raw divergence of the published runs
+
+
+def orbit(steps: int, *, seed: int, noise: float = 0.0) -> np.ndarray:
+    """A trajectory [steps, 3] in the units of the system."""
+    return lorenz63(steps, dt=DT, seed=seed, process_noise=noise)[0]
+
+
+def scale() -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the system, from one long orbit."""
+    x = orbit(RUN, seed=99)
+    return x.mean(0), x.std(0)
+
+
+def dataset(seed: int, noise: float, missing: bool, *, labels: bool) -> ps.Dataset:
+    """Training data of one net."""
+    mean, sd = scale()
+    z = (orbit(STEPS, seed=seed, noise=1e-3) - mean) / sd
+    rng = np.random.default_rng(seed)
+    x = z + noise * rng.standard_normal(z.shape)
+    above = z > 0
+    label = above[:, 1].astype(float) if missing else above @ np.array([1.0, 2.0, 4.0])
+    arrays = {"x": x[:, [0, 2]] if missing else x}
+    kinds = {}
+    if labels:
+        arrays["label"], kinds = label, {"label": "label"}
+    return ps.Dataset.from_arrays(arrays, DT, kinds=kinds)
+
+
+def raw_divergence(truth: np.ndarray, pred: np.ndarray) -> float:
+    """Divergence on bins of width 1 on [-4, 4], smoothing 1e-6, as published."""
+    edges = [np.arange(-4.0, 5.0)] * truth.shape[1]
+    p, q = (np.histogramdd(v, edges)[0].ravel() for v in (truth, np.nan_to_num(pred, nan=1e9)))
+    p, q = ((c + 1e-6) / (c.sum() + 1e-6 * c.size) for c in (p, q))
+    return float((p * np.log(p / q)).sum())
+
+
+def figures(fit: ps.Fit, data: ps.Dataset, truth: np.ndarray) -> dict:
+    """Measures of one free run from the last state, without process noise."""
+    with torch.no_grad():
+        start = fit.posterior(data).mean[0, -1]
+        z = fit.model.dynamics.rollout(start, RUN + TRANSIENT, noise=False)[TRANSIENT:]
+        run = fit.model.observations["x"].features(z).numpy()
+    truth = truth[:, [0, 2]] if run.shape[1] == 2 else truth
+    finite = bool(np.isfinite(run).all())
+    d_stsp = ps.metrics.state_space_divergence(truth=truth, pred=run, floor=False)
+    return {
+        "raw": raw_divergence(truth, run) if finite else RAW,
+        "d_stsp": float(d_stsp),
+        "d_h": float(ps.metrics.power_spectrum_distance(truth=truth, pred=run)) if finite else 1.0,
+        "evidence": float(fit.posterior(data).log_evidence.sum()),
+        "seconds": fit.seconds,
+    }
+
+
+def net(task: tuple[str, int, int]) -> list[dict]:
+    """Both fits of one net."""
+    setting, seed, iterations = task
+    torch.set_num_threads(1)
+    noise, missing = SETTINGS[setting]
+    mean, sd = scale()
+    truth = (orbit(RUN, seed=5000 + seed) - mean) / sd
+    rows = []
+    for labels in (False, True):
+        data = dataset(seed, noise, missing, labels=labels)
+        observations = {"x": ps.observations.Gaussian(data.channels["x"])}
+        if labels:
+            observations["label"] = ps.observations.Categorical(2 if missing else 8)
+        model = ps.StateSpaceModel(ps.dynamics.PLRNN(DIM), observations)
+        engine = ps.inference.LaplaceEM(seed=seed, iterations=iterations)
+        fit = engine.fit(model, data, progress=False)
+        row = {"setting": setting, "net": seed, "labels": labels, **figures(fit, data, truth)}
+        if labels:
+            hidden = fit.predict(data, "label", given=["x"])
+            shown = data.values("label")[0, :, 0]
+            row["accuracy"] = float((hidden.labels[0].numpy().ravel() == shown).mean())
+        rows.append(row)
+        print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    return rows
+
+
+def summarise(rows: list[dict], setting: str) -> dict:
+    """Medians with quartiles of both kinds of fit, and how often labels help."""
+    pairs = {}
+    for row in (r for r in rows if r["setting"] == setting):
+        pairs.setdefault(row["net"], {})[row["labels"]] = row
+    out = {"nets": len(pairs)}
+    for measure in ("raw", "d_stsp", "d_h"):
+        for labels, name in ((False, "gaussian"), (True, "multimodal")):
+            values = [p[labels][measure] for p in pairs.values()]
+            out[f"{measure}_{name}"] = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+        won = [p[True][measure] < p[False][measure] for p in pairs.values()]
+        out[f"{measure}_multimodal_lower"] = float(np.mean(won))
+    return out
+
+
+def floors(missing: bool) -> dict:
+    """Medians of the measures between independent true orbits."""
+    mean, sd = scale()
+    values = []
+    for seed in range(5):
+        a, b = ((orbit(RUN, seed=7000 + 2 * seed + k) - mean) / sd for k in (0, 1))
+        a, b = (v[:, [0, 2]] if missing else v for v in (a, b))
+        d_stsp = float(ps.metrics.state_space_divergence(truth=a, pred=b, floor=False))
+        d_h = float(ps.metrics.power_spectrum_distance(truth=a, pred=b))
+        values.append((raw_divergence(a, b), d_stsp, d_h))
+    return dict(zip(("raw", "d_stsp", "d_h"), np.median(values, 0).tolist(), strict=True))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fit all nets of all settings, print and write the summary."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--nets", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=51)
+    parser.add_argument("--setting", choices=list(SETTINGS), action="append")
+    given = parser.parse_args(argv)
+    began = time.perf_counter()
+    settings = given.setting or list(SETTINGS)
+    tasks = [(s, n, given.iterations) for s in settings for n in range(given.nets)]
+    with ProcessPoolExecutor(2) as pool:
+        rows = [row for pair in pool.map(net, tasks) for row in pair]
+    made = {"command": COMMAND, "nets": given.nets, "iterations": given.iterations}
+    for setting in settings:
+        made[setting] = {
+            **summarise(rows, setting),
+            "floor": floors(SETTINGS[setting][1]),
+        }
+        print(setting, json.dumps(made[setting], indent=1))
+    made |= {"rows": rows, "seconds": time.perf_counter() - began}
+    if given.out is not None:
+        text = json.dumps(made, indent=1, default=float)
+        (given.out / "multimodal_lorenz.json").write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
