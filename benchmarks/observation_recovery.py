@@ -91,17 +91,9 @@ def bernoulli(weight: np.ndarray) -> obs.Bernoulli:
 
 def simulate(model: ps.StateSpaceModel, trials: int, seed: int) -> ps.Dataset:
     """Trials on one clock; together, labels every second, BOLD every TR, spikes every dt = .5 s."""
-    joint = len(model.observations) > 1
-    dt = 0.5 if joint else TR
-    full = model.simulate(STEPS, trials=trials, dt=dt, seed=seed)
-    if not joint:
-        return full
-    every = {"spikes": 1, "choice": 2, "bold": 4}
-    values = {n: [t.values[n][::k] for t in full.trials] for n, k in every.items()}
-    times = {n: [dt * np.arange(0, STEPS, k)] * trials for n, k in every.items() if k > 1}
-    return ps.Dataset.from_arrays(
-        values, dt, kinds=full.kinds, times=times, latent=[t.latent for t in full.trials]
-    )
+    if len(model.observations) == 1:
+        return model.simulate(STEPS, trials=trials, dt=TR, seed=seed)
+    return model.simulate(STEPS, trials=trials, dt=0.5, every={"choice": 2}, seed=seed)
 
 
 def predictors(model: ps.StateSpaceModel, z: torch.Tensor, dt: float) -> dict[str, np.ndarray]:
