@@ -44,16 +44,15 @@ def search_banded(
     trials = len(terms.constant)
     best, visited = slope.astype(np.float64), np.zeros_like(terms.score)
     value, stationary = np.full(trials, -np.inf), np.zeros(trials, dtype=bool)
-    solves = np.zeros(trials, dtype=np.int64)
+    solves, held = np.zeros(trials, dtype=np.int64), np.zeros(slope.shape, dtype=bool)
     for b in range(trials):
         search = _Search(prior.select([b]), terms.select([b]), pin, flips, max_solves)
         search.run(slope[[b]], None if pinned is None else pinned[[b]])
         best[b], visited[b], value[b] = search.best[0], search.visited[0], search.value
-        stationary[b], solves[b] = search.stationary, search.solves
+        stationary[b], solves[b], held[b] = search.stationary, search.solves, search.pins[0]
     path, factor = linear_solve(prior, terms, best)
-    return ModeSearch(
-        path, visited, best, value, factor, stationary & (factor.status == 0), solves + 1
-    )
+    stationary &= factor.status == 0
+    return ModeSearch(path, visited, best, value, factor, stationary, solves + 1, held)
 
 
 class _Search:
@@ -72,12 +71,14 @@ class _Search:
         pins = np.zeros(slope.shape, dtype=bool) if pinned is None else pinned.copy()
         slope[pins] = 0.0
         self.best, self.visited = slope.copy(), np.zeros_like(self.terms.score)
+        self.pins = pins
         while self.solves < self.max_solves and not self.stationary:
             z, factor = linear_solve(self.prior, self.terms, slope, pins=pins, rho=self.pin)
             self.solves += 1
             if factor.status[0]:
                 return
             slope, pins = self._revise(z, slope, pins)
+            self.pins = pins
 
     def _revise(
         self, z: np.ndarray, slope: np.ndarray, pins: np.ndarray

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from plssm.data import Batch
 from plssm.dynamics.base import LatentDynamics
 from plssm.dynamics.relu_form import ReluForm
+from plssm.kernels.packed_prior import PackedPrior, pack_prior
 
 __all__ = ["ChainPrior"]
 
@@ -78,6 +80,18 @@ class ChainPrior:
             initial_logdet=float(initial.logdet.detach()),
             drive=drive,
             length=batch.length.numpy(),
+        )
+
+    @cached_property
+    def packed(self) -> PackedPrior:
+        """The prior as the compiled searches take it."""
+        return pack_prior(
+            self.form,
+            self.drive,
+            self.precision,
+            self.initial_mean,
+            self.initial_precision,
+            self.length,
         )
 
     @property

@@ -11,6 +11,7 @@ from plssm.inference.augmented_filter import run_filter
 from plssm.inference.augmented_states import LagStates
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.cold_start import filter_chain
+from plssm.inference.filter_sweeps import filter_sweeps
 from plssm.inference.laplace import laplace_posterior
 from plssm.inference.newton import expand
 from plssm.inference.quadratic_chain import QuadraticTerms, absolute
@@ -23,7 +24,6 @@ from plssm.posterior import EvidenceKind, FilteredMarginals
 __all__ = ["filter_batch"]
 
 SWEEPS = 60  # runs of the compiled filter before a batch is filtered step by step
-SETTLED = 1e-8  # largest move of the filtered path between two runs, in posterior sd
 MOST_NUMBERS = 400_000_000  # of joint covariances held in memory
 
 
@@ -60,23 +60,9 @@ def _filter_sweeps(
     model: StateSpaceModel, batch: Batch, prior: ChainPrior
 ) -> FilteredMarginals | None:
     """Compiled filter, terms expanded around its own result; None where that does not settle."""
-    z = laplace_posterior(model, batch).path
-    inside = batch.time_mask.numpy()
-    for sweep in range(SWEEPS):
-        terms = expand(model, batch, z)
-        safe = terms.steering(z)
-        exact = safe is terms
-        result = filter_chain(prior, safe)
-        if not np.isfinite(result.filtered_mean).all():
-            return None
-        move = np.where(inside[..., None], result.filtered_mean - z, 0.0)
-        sd = np.sqrt(np.diagonal(result.filtered_covariance, axis1=2, axis2=3))
-        if np.abs(move / np.where(inside[..., None], sd, 1.0)).max() < SETTLED:
-            if exact:
-                return _marginals(prior, terms, result, "ekf")
-            return None
-        z = z + move * (1.0 if sweep < SWEEPS // 2 else 0.5)
-    return None
+    start = laplace_posterior(model, batch).path
+    _, terms, result = filter_sweeps(model, batch, prior, start, sweeps=SWEEPS)
+    return None if result is None else _marginals(prior, terms, result, "ekf")
 
 
 def _marginals(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from plssm.data import Batch
 from plssm.inference.chain_prior import LOG_2PI, ChainPrior
 from plssm.inference.cold_start import cold_mode
-from plssm.inference.mode_search import find_mode
+from plssm.inference.filter_sweeps import filtered_path
+from plssm.inference.mode_search import ChainMode, find_mode
 from plssm.inference.newton import expand, newton_mode
 from plssm.model import StateSpaceModel
 from plssm.posterior import GaussianChain
@@ -96,15 +99,9 @@ def laplace_posterior(
             mode = find_mode(prior, terms, start, max_solves=max_solves)
         kind = "exact" if mode.slope.shape[2] == 0 else "laplace"
     else:
-        mode, kind = newton_mode(
-            prior,
-            model,
-            batch,
-            start,
-            steps=newton_steps,
-            max_solves=max_solves,
-            tolerance=tolerance,
-        )
+        settings = {"steps": newton_steps, "max_solves": max_solves, "tolerance": tolerance}
+        search = partial(newton_mode, prior, model, batch, **settings)
+        mode, kind = _cold_newton(prior, model, batch, search) if start is None else search(start)
     if any(float(o.tempering) != 1.0 for o in model.observations.values()):
         kind = "tempered"
     logdet = np.asarray(mode.factor.logdet)
@@ -121,3 +118,30 @@ def laplace_posterior(
     return LaplaceResult(
         posterior, mode.path, mode.slope, mode.value, logdet, mode.status, solves, pinned
     )
+
+
+def _cold_newton(
+    prior: ChainPrior,
+    model: StateSpaceModel,
+    batch: Batch,
+    search: Callable[[np.ndarray | None], tuple[ChainMode, str]],
+) -> tuple[ChainMode, str]:
+    """Best mode from two starts: expansions around zero, and the roughly filtered path.
+
+    With a nearly deterministic map the log joint has many poor local maxima, and far from the data
+    an expansion of the observation terms says little about them.
+    """
+    found = search(None)
+    if not found[0].slope.shape[2] and all(o.concave for o in model.observations.values()):
+        return found  # there is only one
+    path = filtered_path(model, batch, prior)
+    if path is None:
+        return found
+    other = search(path)
+    value = found[0].value
+    better = other[0].value > value + 1e-9 * (1 + np.abs(value))
+    if better.all():
+        return other
+    if not better.any():
+        return found
+    return search(np.where(better[:, None, None], other[0].path, found[0].path))

@@ -26,6 +26,9 @@ __all__ = [
 ]
 
 
+SINGULAR = 1e-4  # smallest pivot of a system that counts as regular
+
+
 def update_coefficients(
     dynamics: PiecewiseLinear,
     statistics: TransitionStatistics,
@@ -131,14 +134,21 @@ def _solve_rows(
     weight: np.ndarray,
     target: np.ndarray,
 ) -> np.ndarray:
-    solved = theta.copy()
-    for i, keep in enumerate(free):
-        if not keep.any():
-            continue
-        system = sum(t.precision[i, i] * t.regressors for t in terms) + np.diag(weight[i])
-        right = sum(t.precision[i, i] * t.targets[i] for t in terms) + weight[i] * target[i]
-        known = system[np.ix_(keep, ~keep)] @ theta[i, ~keep]
-        solved[i, keep] = _least_squares(system[np.ix_(keep, keep)], right[keep] - known)
+    """Rows that do not depend on each other; those with equally many free entries together."""
+    solved, known = theta.copy(), np.where(free, 0.0, theta)
+    counts = free.sum(1)
+    for count in np.unique(counts[counts > 0]):
+        rows = np.flatnonzero(counts == count)
+        columns = np.nonzero(free[rows])[1].reshape(len(rows), count)
+        at, pairs = rows[:, None], (columns[:, :, None], columns[:, None, :])
+        system = np.zeros((len(rows), count, count))
+        system[:, np.arange(count), np.arange(count)] = weight[at, columns]
+        right = (weight * target)[at, columns]
+        for t in terms:
+            precision = np.diag(t.precision)[rows]
+            system += precision[:, None, None] * t.regressors[pairs]
+            right += precision[:, None] * (t.targets - known @ t.regressors)[at, columns]
+        solved[at, columns] = _least_squares(system, right)
     return solved
 
 
@@ -163,12 +173,34 @@ def _solve_jointly(
 
 
 def _least_squares(system: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solve a symmetric positive (semi-)definite system, minimum norm where it is singular."""
-    size = np.diag(system)
+    """Solve symmetric positive (semi-)definite systems, minimum norm where they are singular.
+
+    Args:
+        system: ``[..., K, K]``.
+        right: ``[..., K]``.
+    """
+    size = np.diagonal(system, axis1=-2, axis2=-1)
     seen = size > 1e-200  # a unit that never opens has no regressor, and gets no weight
     scale = np.where(seen, 1.0 / np.sqrt(np.where(seen, size, 1.0)), 0.0)
-    scaled = system * scale[:, None] * scale[None, :]
-    return scale * np.linalg.lstsq(scaled, scale * right, rcond=1e-13)[0]
+    scaled = system * scale[..., :, None] * scale[..., None, :]
+    right = scale * right
+    solved = _definite(scaled, right)
+    if solved is None:
+        solved = np.empty_like(right)
+        for i in np.ndindex(right.shape[:-1]):
+            solved[i] = np.linalg.lstsq(scaled[i], right[i], rcond=1e-13)[0]
+    return scale * solved
+
+
+def _definite(system: np.ndarray, right: np.ndarray) -> np.ndarray | None:
+    """Solution of systems with unit diagonal, None where one of them is close to singular."""
+    try:
+        root = np.linalg.cholesky(system)
+    except np.linalg.LinAlgError:
+        return None
+    if not np.diagonal(root, axis1=-2, axis2=-1).min() > SINGULAR:
+        return None
+    return np.linalg.solve(system, right[..., None])[..., 0]
 
 
 def update_process_noise(

@@ -9,7 +9,7 @@ import numpy as np
 from plssm.inference.active_set import ActiveSet, ascend, clarke_slopes
 from plssm.inference.banded_search import search_banded
 from plssm.inference.chain_prior import ChainPrior
-from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve, log_joint
+from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve, log_constant, log_joint
 from plssm.kernels.mode_search import ModeSearch, search_modes
 from plssm.linalg.banded import BandedFactor
 from plssm.linalg.block_tridiagonal import ChainFactor
@@ -33,6 +33,7 @@ class ChainMode:
         status: ``"stationary"``, ``"max_solves"`` or ``"failed"`` for each trial.
         solves: Linear solves used by each trial ``[B]``.
         pinned: Units on their kink, by trial ``[B]``.
+        held: The same by unit, bool ``[B, T-1, P]``.
     """
 
     path: np.ndarray
@@ -42,6 +43,7 @@ class ChainMode:
     status: tuple[str, ...]
     solves: np.ndarray
     pinned: np.ndarray
+    held: np.ndarray
 
 
 def find_mode(
@@ -51,6 +53,9 @@ def find_mode(
     *,
     max_solves: int = 200,
     flips: int = 4,
+    before: np.ndarray | None = None,
+    begin: ActiveSet | None = None,
+    finish: bool = True,
 ) -> ChainMode:
     r"""Local maximum of a piecewise-quadratic log joint density over latent paths.
 
@@ -70,6 +75,9 @@ def find_mode(
         start: Path the search starts from ``[B, T, M]``; every hinge half on where absent.
         max_solves: Give up on a trial after about this many linear solves.
         flips: Plain region flips before units are pinned.
+        before: Log joint at the start, where it is known, ``[B]``.
+        begin: Slopes and pins at the start, where they are known.
+        finish: Whether the factor is needed; without it that of the result is of no use.
 
     Returns:
         The mode with its stop reason for every trial. With a start, the log joint at a
@@ -82,10 +90,19 @@ def find_mode(
         path, factor = linear_solve(prior, terms, slope)
         return _result(prior, terms, path, slope, factor, np.ones(trials, dtype=np.int64), late)
     rho = PIN * _stiffness(prior, terms)
-    found = _search(prior, terms, start, rho, flips, min(SWEEPS, max_solves))
+    if begin is None and start is not None:
+        begin = ActiveSet.at(prior, start)
+    found = _search(prior, terms, begin, rho, flips, min(SWEEPS, max_solves), finish)
     path, slope, factor, solves = found.path, found.slope, found.factor, found.solves
-    from_start = _below(prior, terms, path, start)
+    value = found.value + log_constant(prior, terms) if terms.banded is None else found.value
+    from_start = np.zeros(trials, dtype=bool)
+    if start is not None:
+        before = log_joint(prior, terms, start) if before is None else before
+        from_start = value < before - 1e-9 * (1 + np.abs(before))
     astray = ~found.stationary | from_start
+    if not (astray.any() or finish):
+        status, none = ("stationary",) * trials, found.pinned.sum((1, 2))
+        return ChainMode(path, slope, value, factor, status, solves, none, found.pinned)
     if astray.any():
         slope, solves = slope.copy(), solves.copy()
         for b in np.flatnonzero(astray):
@@ -100,13 +117,13 @@ def find_mode(
 def _search(
     prior: ChainPrior,
     terms: QuadraticTerms,
-    start: np.ndarray | None,
+    begin: ActiveSet | None,
     rho: float,
     flips: int,
     max_solves: int,
+    finish: bool,
 ) -> ModeSearch:
     """Flip and pin; compiled where the negative Hessian is block-tridiagonal."""
-    begin = None if start is None else ActiveSet.at(prior, start)
     slope = _halfway(prior) if begin is None else begin.slope
     pinned = None if begin is None else begin.pinned
     settings = {"pin": rho, "flips": flips if begin is None else 1, "max_solves": max_solves}
@@ -123,6 +140,8 @@ def _search(
         slope,
         prior.length,
         pinned=pinned,
+        finish=finish,
+        packed=prior.packed,
         **settings,
     )
 
@@ -142,8 +161,8 @@ def _result(
         for bad, slow in zip(failed, late, strict=True)
     )
     value = log_joint(prior, terms, path)
-    pinned = ((slope > 0) & (slope < 1)).sum((1, 2))
-    return ChainMode(path, slope, value, factor, status, solves, pinned)
+    held = (slope > 0) & (slope < 1)
+    return ChainMode(path, slope, value, factor, status, solves, held.sum((1, 2)), held)
 
 
 def _halfway(prior: ChainPrior) -> np.ndarray:
@@ -151,17 +170,6 @@ def _halfway(prior: ChainPrior) -> np.ndarray:
     trials, steps, _ = prior.drive.shape
     inside = np.broadcast_to(prior.inside()[..., None], (trials, steps, prior.form.outer.shape[1]))
     return np.where(inside, 0.5, 0.0)
-
-
-def _below(
-    prior: ChainPrior, terms: QuadraticTerms, path: np.ndarray, start: np.ndarray | None
-) -> np.ndarray:
-    """Trials whose path is worse than the start, ``[B]``."""
-    if start is None:
-        return np.zeros(len(path), dtype=bool)
-    before = log_joint(prior, terms, start)
-    after = log_joint(prior, terms, path)
-    return after < before - 1e-9 * (1 + np.abs(before))
 
 
 def _guard(

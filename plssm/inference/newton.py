@@ -8,10 +8,14 @@ import numpy as np
 import torch
 
 from plssm.data import Batch
+from plssm.inference.active_set import ActiveSet
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.cold_start import cold_mode
 from plssm.inference.mode_search import ChainMode, find_mode
 from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve, log_joint
+from plssm.kernels.mode_search import maximise
+from plssm.linalg.banded import BandedFactor
+from plssm.linalg.block_tridiagonal import ChainFactor
 from plssm.model import StateSpaceModel
 from plssm.observations.local import Local
 
@@ -20,6 +24,7 @@ __all__ = ["expand", "newton_mode"]
 STALLED = 1e-6  # a Newton step that promises more than this, relative, and gains nothing
 HALVINGS = 30
 NEARLY = 1e-9  # a move smaller than this is none
+ROUNDING = 1e-13  # share of the log joint that rounding may cost a step
 
 
 def expand(
@@ -76,6 +81,10 @@ class _Point:
             value = log_joint(prior, self.terms, z)
         self.value = np.where(np.isfinite(value), value, -np.inf)
 
+    def region(self, mode: ChainMode) -> ActiveSet | None:
+        """Slopes and pins of a mode, where the path is that mode."""
+        return ActiveSet(self.z, mode.slope, mode.held) if self.z is mode.path else None
+
     def moved(self, target: np.ndarray, trials: np.ndarray) -> _Point:
         """Go towards a target as far as each of the trials gains; the others stay."""
         step = trials.astype(np.float64)
@@ -84,8 +93,9 @@ class _Point:
             move = step[:, None, None] * (target - self.z)
             if np.abs(move).max() < NEARLY:
                 break
-            tried = _Point(self.prior, self.model, self.batch, self.z + move)
-            worse = trials & (tried.value <= self.value)
+            path = target if (step == 1.0).all() else self.z + move
+            tried = _Point(self.prior, self.model, self.batch, path)
+            worse = trials & ~(tried.value >= self.value - ROUNDING * np.abs(self.value))
             if not worse.any():
                 return tried
             z = np.where((trials & ~worse)[:, None, None], tried.z, self.z)
@@ -127,9 +137,18 @@ def newton_mode(
         terms = here.terms if concave else here.terms.steering(z)
         here = here.moved(cold_mode(prior, terms, max_solves=max_solves).path, every)
     solves, done = np.zeros(trials, dtype=np.int64), np.zeros(trials, dtype=bool)
+    begin = None
     for _ in range(steps):
         terms = here.terms if concave else here.terms.steering(here.z)
-        mode = find_mode(prior, terms, here.z, max_solves=max_solves)
+        mode = find_mode(
+            prior,
+            terms,
+            here.z,
+            max_solves=max_solves,
+            before=here.value,
+            begin=begin,
+            finish=False,
+        )
         solves += np.where(done, 0, mode.solves)
         promised = mode.value - here.value
         after = here.moved(mode.path, ~done)  # trials do not wait for each other
@@ -137,23 +156,35 @@ def newton_mode(
         done = done | ~(gained > tolerance * (1 + np.abs(here.value)))
         if done.all():
             break
+        begin = after.region(mode)
     near = promised <= STALLED * (1 + np.abs(here.value))
     status = tuple(
         s if s != "stationary" else "max_solves" if not d else "stationary" if n else "stalled"
         for s, d, n in zip(mode.status, done, near, strict=True)
     )
     factor, kind = _true_curvature(here, mode.slope)
-    found = ChainMode(here.z, mode.slope, here.value, factor, status, solves, mode.pinned)
+    found = ChainMode(
+        here.z, mode.slope, here.value, factor, status, solves, mode.pinned, mode.held
+    )
     return found, kind
 
 
 def _true_curvature(here: _Point, slope: np.ndarray):  # noqa: ANN202
     """Factor at the exact negative Hessian; where it is indefinite, at the step curvature."""
-    _, factor = linear_solve(here.prior, here.terms, slope)
+    factor = _factor(here.prior, here.terms, slope)
     indefinite = np.asarray(factor.status) != 0
     if not indefinite.any():
         return factor, "laplace"
     safe = expand(here.model, here.batch, here.z, positive=True)
     chosen = np.where(indefinite[:, None, None, None], safe.information, here.terms.information)
-    _, factor = linear_solve(here.prior, replace(here.terms, information=chosen), slope)
+    factor = _factor(here.prior, replace(here.terms, information=chosen), slope)
     return factor, "laplace (majorised)"
+
+
+def _factor(
+    prior: ChainPrior, terms: QuadraticTerms, slope: np.ndarray
+) -> ChainFactor | BandedFactor:
+    """Factor of the negative Hessian at given slopes."""
+    if terms.banded is not None or not slope.shape[2]:
+        return linear_solve(prior, terms, slope)[1]
+    return maximise(prior.packed, terms.information, terms.score, slope)[1]

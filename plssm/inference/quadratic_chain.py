@@ -12,7 +12,7 @@ from plssm.kernels.mode_search import path_values
 from plssm.linalg.banded import BandedFactor, BlockBanded
 from plssm.linalg.block_tridiagonal import ChainFactor
 
-__all__ = ["QuadraticTerms", "absolute", "linear_solve", "log_joint"]
+__all__ = ["QuadraticTerms", "absolute", "linear_solve", "log_constant", "log_joint"]
 
 
 def absolute(blocks: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ class QuadraticTerms:
     def _local(self, z: np.ndarray) -> np.ndarray:
         if self.information.shape[:2] == (1, 1):
             return z @ self.information[0, 0]
-        return (self.information @ z[..., None])[..., 0]
+        return np.einsum("btij,btj->bti", self.information, z, optimize=False)
 
     def spread(self, z: np.ndarray) -> np.ndarray:
         """Banded part times path, K z, ``[B, T, M]``."""
@@ -119,11 +119,17 @@ def log_joint(prior: ChainPrior, terms: QuadraticTerms, path: np.ndarray) -> np.
         terms.score,
         path,
         prior.length,
+        packed=prior.packed,
     )
     if terms.banded is not None:
         value = value - 0.5 * (terms.spread(path) * path).sum((1, 2))
+    return value + log_constant(prior, terms)
+
+
+def log_constant(prior: ChainPrior, terms: QuadraticTerms) -> np.ndarray:
+    """Part of the log joint density that does not depend on the path, ``[B]``."""
     constant = prior.initial_logdet + (prior.length - 1) * prior.logdet
-    return terms.constant + value - 0.5 * (constant + prior.length * prior.dim * LOG_2PI)
+    return terms.constant - 0.5 * (constant + prior.length * prior.dim * LOG_2PI)
 
 
 def linear_solve(

@@ -10,6 +10,7 @@ import torch
 from plssm.data import Batch
 from plssm.dynamics.base import PiecewiseLinear
 from plssm.kernels.chain_statistics import chain_statistics
+from plssm.kernels.regional_sums import regional_sums
 from plssm.posterior import GaussianChain
 
 __all__ = ["TransitionStatistics", "exact_statistics", "regional_statistics"]
@@ -82,27 +83,31 @@ def regional_statistics(
     """
     form = dynamics.relu_form()
     mean, covariance, cross = posterior.arrays()
-    inside = np.arange(slope.shape[1]) < (posterior.length.numpy() - 1)[:, None]
-    z, p, x, d = mean[:, :-1][inside], covariance[:, :-1][inside], cross[inside], slope[inside]
-    after, p_after = mean[:, 1:][inside], covariance[:, 1:][inside]
-    columns = [z, d * form.gates(z), np.ones((len(z), 1))]
+    length = posterior.length.numpy()
+    sums = regional_sums(
+        covariance, cross, slope, length, inner=None if form.identity_gates else form.inner
+    )
+    inside = np.arange(slope.shape[1]) < (length - 1)[:, None]
+    z, d, after = (_rows(x, inside) for x in (mean[:, :-1], slope, mean[:, 1:]))
+    columns = [z, d * form.gates(z) if d.shape[1] else d, np.ones((len(z), 1))]
     inputs = _inputs(dynamics, batch)
     if inputs is not None:
-        columns.append(inputs[:, 1:][inside])
+        columns.append(_rows(inputs[:, 1:], inside))
     y = np.concatenate(columns, axis=1)
     m, g = z.shape[1], d.shape[1]
-    to_gates = p if form.identity_gates else p @ form.inner.T
-    both = to_gates if form.identity_gates else form.inner @ to_gates
-    ahead = x if form.identity_gates else form.inner @ x
     regressors, targets = y.T @ y, after.T @ y
-    regressors[:m, :m] += p.sum(0)
-    mixed = np.einsum("tij,tj->ij", to_gates, d)
-    regressors[:m, m : m + g] += mixed
-    regressors[m : m + g, :m] += mixed.T
-    regressors[m : m + g, m : m + g] += np.einsum("tij,ti,tj->ij", both, d, d, optimize=False)
-    targets[:, :m] += x.sum(0).T
-    targets[:, m : m + g] += np.einsum("tji,tj->ij", ahead, d)
-    return TransitionStatistics(regressors, targets, after.T @ after + p_after.sum(0), len(z))
+    regressors[:m, :m] += sums.here
+    regressors[:m, m : m + g] += sums.mixed
+    regressors[m : m + g, :m] += sums.mixed.T
+    regressors[m : m + g, m : m + g] += sums.gates
+    targets[:, :m] += sums.cross.T
+    targets[:, m : m + g] += sums.ahead.T
+    return TransitionStatistics(regressors, targets, after.T @ after + sums.after, len(z))
+
+
+def _rows(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Values ``[B, T-1, K]`` of the transitions that exist, one row each."""
+    return values.reshape(inside.size, values.shape[-1]) if inside.all() else values[inside]
 
 
 def _inputs(dynamics: PiecewiseLinear, batch: Batch) -> np.ndarray | None:

@@ -16,9 +16,9 @@ from plssm.kernels._compile import compiled
 __all__ = [
     "add_offset",
     "assemble",
+    "assemble_gated",
     "assemble_shared",
     "back_substitute",
-    "blend",
     "eliminate",
     "forward_substitute",
     "invert_factor",
@@ -188,6 +188,30 @@ def assemble(rows, here, base, ib, precision, ip, jacobian, ij, information, ii,
 
 
 @compiled(fastmath={"contract"})
+def assemble_gated(rows, here, base, ib, gates, ig, slope, at, information, ii, size):
+    """Writes the rows [S + information + J'QJ | -J'Q] for J = A + W diag(d).
+
+    Base is [S + A'QA | -A'Q]; gates are three blocks: [A'QW | .], [W'QA | .], [W'QW | -W'Q].
+    """
+    m = len(size)
+    w = (m + 3) // 4 * 4
+    s = 2 * w
+    block = m * s
+    for i in range(m):
+        r, g = here + i * s, ig + i * s
+        x = slope[at + i]
+        for j in range(m):
+            d = slope[at + j]
+            y = gates[g + block + j] + d * gates[g + 2 * block + j]
+            y = base[ib + i * s + j] + d * gates[g + j] + x * y
+            rows[r + j] = y + information[ii + i * m + j]
+        for j in range(m, w):
+            rows[r + j] = 0.0
+        for j in range(w, s):
+            rows[r + j] = base[ib + i * s + j] + x * gates[g + 2 * block + j]
+
+
+@compiled(fastmath={"contract"})
 def add_offset(y, iy, carry, ic, offset, iu, precision, ip, jacobian, ij, size):
     """Adds the carried Q u_{t-1} and -J'Q u_t to the right-hand side, and carries Q u_t on."""
     m = len(size)
@@ -212,12 +236,3 @@ def subtract_rows(out, io, x, ix, matrix, im, size):
     for k in range(m):
         for j in range(m):
             out[io + j] -= x[ix + k] * matrix[im + k * m + j]
-
-
-@compiled(fastmath={"contract"})
-def blend(out, io, a, ia, b, ib, x, ix, size):
-    """Writes A + B diag(x), all in tight rows."""
-    m = len(size)
-    for i in range(m):
-        for j in range(m):
-            out[io + i * m + j] = a[ia + i * m + j] + b[ib + i * m + j] * x[ix + j]

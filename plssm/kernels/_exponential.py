@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from plssm.kernels._compile import compiled
-
 import numpy as np
+
+from plssm.kernels._compile import compiled
 
 __all__ = ["exponential"]
 

@@ -16,10 +16,10 @@ from plssm.kernels._vector_blocks import (
     add_offset,
     assemble,
     assemble_shared,
-    blend,
     eliminate,
     subtract_rows,
 )
+from plssm.kernels._vector_gates import assemble_gated
 
 __all__ = ["Chain", "Hinges", "maximise_trials", "revise_trials", "value_trials"]
 
@@ -55,6 +55,8 @@ class Chain(NamedTuple):
 
     Attributes:
         bases: Joint rows [Q | 0] and [Q0 | 0].
+        gated: For hinges that are the states themselves, joint rows [Q + A'QA | -A'Q],
+            [Q0 + A'QA | -A'Q], [A'QW | 0], [W'QA | 0] and [W'QW | -W'Q]; else empty.
         precision: Q.
         initial: Q0.
         mean: [B, M], means of the first states.
@@ -69,6 +71,7 @@ class Chain(NamedTuple):
     """
 
     bases: np.ndarray
+    gated: np.ndarray
     precision: np.ndarray
     initial: np.ndarray
     mean: np.ndarray
@@ -165,26 +168,39 @@ def maximise_trials(
             else:
                 step = b * (steps - 1) + t
                 at = step * chain.hinges
-                for i in range(m):
-                    u[i] = chain.drift[step * m + i]
                 if hinge.identity:
-                    blend(jac, 0, hinge.linear, 0, hinge.outer, 0, slope, at, size)
+                    assemble_gated(
+                        rows,
+                        here,
+                        chain.gated,
+                        kind,
+                        chain.gated,
+                        2 * block,
+                        slope,
+                        at,
+                        chain.information,
+                        ir,
+                        size,
+                    )
+                    _add_drift(mode, z, carry, u, slope, at, step * m, hinge, chain, size)
                 else:
+                    for i in range(m):
+                        u[i] = chain.drift[step * m + i]
                     _linearise(jac, u, slope, at, hinge, size)
-                assemble(
-                    rows,
-                    here,
-                    chain.bases,
-                    kind,
-                    chain.bases,
-                    0,
-                    jac,
-                    0,
-                    chain.information,
-                    ir,
-                    size,
-                )
-                add_offset(mode, z, carry, 0, u, 0, chain.bases, 0, jac, 0, size)
+                    assemble(
+                        rows,
+                        here,
+                        chain.bases,
+                        kind,
+                        chain.bases,
+                        0,
+                        jac,
+                        0,
+                        chain.information,
+                        ir,
+                        size,
+                    )
+                    add_offset(mode, z, carry, 0, u, 0, chain.bases, 0, jac, 0, size)
                 if pins:
                     _pin(rows, here, mode, z, pinned, at, hinge, chain, size)
             before = here - block if t > 0 else 0
@@ -196,6 +212,22 @@ def maximise_trials(
         quadratic[b] = finish(
             rows, mode, start, b * steps * m, steps, n if status[b] == 0 else 0, size
         )
+
+
+@compiled
+def _add_drift(mode, z, carry, u, slope, at, drift, hinge, chain, size):
+    """Adds the carried Q u_{t-1} and -J'Q u_t for J = A + W diag(d), and carries Q u_t on."""
+    m = len(size)
+    for i in range(m):
+        mode[z + i] += carry[i]
+        carry[i] = 0.0
+        u[i] = -chain.drift[drift + i]
+    subtract_rows(carry, 0, u, 0, chain.precision, 0, size)
+    subtract_rows(mode, z, carry, 0, hinge.linear, 0, size)
+    u[:] = 0.0
+    subtract_rows(u, 0, carry, 0, hinge.outer, 0, size)
+    for i in range(m):
+        mode[z + i] += slope[at + i] * u[i]
 
 
 @compiled

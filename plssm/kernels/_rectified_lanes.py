@@ -21,6 +21,7 @@ from scipy.special import erfcx
 
 from plssm.kernels._bivariate import rectified_covariance
 from plssm.kernels._compile import compiled
+from plssm.kernels._exponential import exponential
 
 __all__ = ["LANES", "rectify_lanes", "rectify_units"]
 
@@ -32,9 +33,6 @@ _TOLERANCE = 1e-15
 _SMALLEST_SD = 1e-12
 _SQRT_HALF = math.sqrt(0.5)
 _PDF_AT_ZERO = 1.0 / math.sqrt(2.0 * math.pi)
-_ROUND = 6755399441055744.0  # 1.5 * 2^52: adding it leaves the nearest integer in the low bits
-_LOG2_E = 1.4426950408889634
-_LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 _KNEE = 2.5  # of the variable (x - knee) / (x + knee) in which erfcx is a polynomial
 
 
@@ -55,36 +53,13 @@ def _tail_polynomial(degree: int = 22) -> np.ndarray:
 _TAIL = _tail_polynomial()
 
 
-@compiled(inline="always", fastmath=_PRECISE)
-def _exp(x):
-    """exp(x) for x <= 0, without branches, so that loops over it vectorise."""
-    x = -700.0 if x < -700.0 else x
-    shifted = x * _LOG2_E + _ROUND
-    k = shifted - _ROUND
-    r = (x - k * _LN2_HIGH) - k * _LN2_LOW
-    p = 1.0 / 479001600.0
-    p = p * r + 1.0 / 39916800.0
-    p = p * r + 1.0 / 3628800.0
-    p = p * r + 1.0 / 362880.0
-    p = p * r + 1.0 / 40320.0
-    p = p * r + 1.0 / 5040.0
-    p = p * r + 1.0 / 720.0
-    p = p * r + 1.0 / 120.0
-    p = p * r + 1.0 / 24.0
-    p = p * r + 1.0 / 6.0
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    return p * np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)
-
-
 @compiled(fastmath=_PRECISE)
 def _upper_tails(a, pdf, tail):
     """Fills pdf with phi(a) and tail with 1 - Phi(|a|), elementwise."""
     size = a.size
     t = np.empty(size)
     for x in range(size):
-        pdf[x] = _exp(-0.5 * a[x] * a[x])
+        pdf[x] = exponential(-0.5 * a[x] * a[x])
         u = abs(a[x]) * _SQRT_HALF
         t[x] = (u - _KNEE) / (u + _KNEE)
         tail[x] = _TAIL[-1]

@@ -26,6 +26,9 @@ def over_trials(kernel: Callable, arguments: tuple, *, length: np.ndarray, m: in
         m: Size of a block.
     """
     size = (0,) * m
+    if len(length) == 1:
+        kernel(*arguments, 0, 1, size)
+        return
     work = np.cumsum(length)
     threads = min(torch.get_num_threads(), len(length), int(work[-1] * m**3 / _ENOUGH) + 1)
     cuts = np.searchsorted(work, work[-1] * np.arange(1, threads) / threads)

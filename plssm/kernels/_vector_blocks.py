@@ -22,17 +22,20 @@ __all__ = [
     "assemble",
     "assemble_shared",
     "back_substitute",
-    "blend",
     "eliminate",
     "invert_factor",
+    "joint",
+    "operation",
+    "part",
     "smooth",
     "subtract_rows",
+    "tight",
 ]
 
 LARGEST = 48
 
 
-def _operation(write):
+def operation(write):
     """Makes a compiled operation from `write(emitter, *pointers)`.
 
     Its arguments are arrays, each followed by the offsets at which it is used, and the size tuple;
@@ -69,7 +72,7 @@ def _operation(write):
     return intrinsic(operation)
 
 
-def _joint(e: Emitter, start: ir.Value) -> Block:
+def joint(e: Emitter, start: ir.Value) -> Block:
     """Returns the rows [R | C] that start at a pointer."""
     return Block(start, 8 * e.vectors)
 
@@ -84,7 +87,7 @@ def _padded(e: Emitter, start: ir.Value) -> Block:
     return Block(start, 4 * e.vectors)
 
 
-def _tight(e: Emitter, start: ir.Value) -> Block:
+def tight(e: Emitter, start: ir.Value) -> Block:
     """Returns rows without padding."""
     return Block(start, e.m, tight=True)
 
@@ -94,7 +97,7 @@ def _column(start: ir.Value) -> Block:
     return Block(start, 1)
 
 
-def _part(e: Emitter, start: ir.Value, v: int) -> ir.Value:
+def part(e: Emitter, start: ir.Value, v: int) -> ir.Value:
     """Loads part v of a vector of m numbers."""
     return e.load(e.at(start, 4 * v), e.width(v))
 
@@ -159,7 +162,7 @@ class _Pivots:
 
 def _eliminate(e: Emitter, here, before, y, y_before):
     """Factors the rows [S | U] in place and carries a right-hand side along."""
-    rows, coupling = _joint(e, here), _right(e, before)
+    rows, coupling = joint(e, here), _right(e, before)
     good = ir.Constant(ir.IntType(1), 1)
     for panel in range(e.vectors):
         first = 4 * panel
@@ -173,7 +176,7 @@ def _eliminate(e: Emitter, here, before, y, y_before):
                 pivots = _Pivots(e, sums)
                 good = e.builder.and_(good, pivots.good)
             _store_panel(e, rows, panel, columns, pivots.apply(sums))
-        total = [[_part(e, y, panel)]]
+        total = [[part(e, y, panel)]]
         total = e.accumulate(total, (_column(y_before), 0), (coupling, [panel]), 0, e.m)
         total = e.accumulate(total, (_column(y), 0), (rows, [panel]), 0, first)
         e.store(pivots.apply_vector(total[0][0]), e.at(y, first), e.width(panel))
@@ -193,8 +196,8 @@ def _store_panel(e: Emitter, rows: Block, panel: int, columns: list[int], sums) 
 
 def _back_substitute(e: Emitter, here, z, z_next):
     """Solves R z = y - C z_next in place of y."""
-    rows, coupling = _joint(e, here), _right(e, here)
-    following = [_part(e, z_next, c) for c in range(e.vectors)]
+    rows, coupling = joint(e, here), _right(e, here)
+    following = [part(e, z_next, c) for c in range(e.vectors)]
     solved: dict[int, ir.Value] = {}
     for panel in reversed(range(e.vectors)):
         sums = []
@@ -205,7 +208,7 @@ def _back_substitute(e: Emitter, here, z, z_next):
             for c in range(e.vectors - 1, panel, -1):
                 total = e.more(total, e.load_row(rows, 4 * panel + i, c), solved[c])
             sums.append(total)
-        right = e.builder.fsub(_part(e, z, panel), e.row_sums(sums))
+        right = e.builder.fsub(part(e, z, panel), e.row_sums(sums))
         solved[panel] = e.join(_solve_panel(e, rows, panel, right))
         e.store(solved[panel], e.at(z, 4 * panel), e.width(panel))
 
@@ -226,7 +229,7 @@ def _solve_panel(e: Emitter, rows: Block, panel: int, right: ir.Value) -> list[i
 # selected inverse -----------------------------------------------------------------------------
 def _invert_factor(e: Emitter, out, here):
     """Writes the lower triangle of R'^-1 into padded rows; the rest must be zero already."""
-    rows, inverse = _joint(e, here), _padded(e, out)
+    rows, inverse = joint(e, here), _padded(e, out)
     for panel in range(e.vectors):
         n = e.width(panel)
         diagonal = [e.load_row(rows, 4 * panel + i, panel) for i in range(n)]
@@ -255,7 +258,7 @@ def _narrow(e: Emitter, last: int) -> list[list[int]]:
 def _smooth(e: Emitter, here, to, following, lagged, inverse_at, gain_at):
     """Writes P_t and X_t from P_{t+1}; needs R'^-1 at `inverse_at`."""
     inverse, gain, coupling = _padded(e, inverse_at), _padded(e, gain_at), _right(e, here)
-    cross, p, p_next = _tight(e, lagged), _tight(e, to), _tight(e, following)
+    cross, p, p_next = tight(e, lagged), tight(e, to), tight(e, following)
     every = range(e.vectors)
     for panel in every:
         for columns in _narrow(e, e.vectors):
@@ -312,7 +315,7 @@ def _put_symmetric(e: Emitter, sums, block: Block, panel: int, columns: list[int
 # assembly -------------------------------------------------------------------------------------
 def _assemble_shared(e: Emitter, here, base_at, information_at):
     """Writes the rows [S + information | U] from rows [S | U]."""
-    rows, base, information = _joint(e, here), _joint(e, base_at), _tight(e, information_at)
+    rows, base, information = joint(e, here), joint(e, base_at), tight(e, information_at)
     for i in range(e.m):
         for c in range(2 * e.vectors):
             value = e.load_row(base, i, c)
@@ -323,9 +326,9 @@ def _assemble_shared(e: Emitter, here, base_at, information_at):
 
 def _assemble(e: Emitter, here, base_at, precision_at, jacobian_at, information_at):
     """Writes the rows [S + information + J'QJ | -J'Q], S on and right of the block diagonal."""
-    rows, right, base = _joint(e, here), _right(e, here), _joint(e, base_at)
-    precision, jacobian = _joint(e, precision_at), _tight(e, jacobian_at)
-    information = _tight(e, information_at)
+    rows, right, base = joint(e, here), _right(e, here), joint(e, base_at)
+    precision, jacobian = joint(e, precision_at), tight(e, jacobian_at)
+    information = tight(e, information_at)
     for panel in range(e.vectors):
         for columns in e.groups(0, e.vectors):
             sums = e.accumulate(
@@ -348,9 +351,9 @@ def _assemble(e: Emitter, here, base_at, precision_at, jacobian_at, information_
 
 def _add_offset(e: Emitter, y, carry, offset, precision_at, jacobian_at):
     """Adds the carried Q u_{t-1} and -J'Q u_t to the right-hand side, and carries Q u_t on."""
-    precision, jacobian = _joint(e, precision_at), _tight(e, jacobian_at)
+    precision, jacobian = joint(e, precision_at), tight(e, jacobian_at)
     columns = list(range(e.vectors))
-    sums = [[e.add(_part(e, y, c), _part(e, carry, c)) for c in columns]]
+    sums = [[e.add(part(e, y, c), part(e, carry, c)) for c in columns]]
     pulled = e.accumulate(
         [[e.zero() for _ in columns]],
         (_column(offset), 0),
@@ -369,27 +372,17 @@ def _add_offset(e: Emitter, y, carry, offset, precision_at, jacobian_at):
 def _subtract_rows(e: Emitter, out, x, matrix_at):
     """Subtracts x' A from a vector; A has tight rows."""
     columns = list(range(e.vectors))
-    sums = [[_part(e, out, c) for c in columns]]
-    sums = e.accumulate(sums, (_column(x), 0), (_tight(e, matrix_at), columns), 0, e.m)
+    sums = [[part(e, out, c) for c in columns]]
+    sums = e.accumulate(sums, (_column(x), 0), (tight(e, matrix_at), columns), 0, e.m)
     for c in columns:
         e.store(sums[0][c], e.at(out, 4 * c), e.width(c))
 
 
-def _blend(e: Emitter, out, a_at, b_at, x):
-    """Writes A + B diag(x), all in tight rows."""
-    target, a, b = _tight(e, out), _tight(e, a_at), _tight(e, b_at)
-    for c in range(e.vectors):
-        part = _part(e, x, c)
-        for i in range(e.m):
-            e.store_row(e.more(e.load_row(a, i, c), e.load_row(b, i, c), part), target, i, c)
-
-
-add_offset = _operation(_add_offset)
-assemble = _operation(_assemble)
-assemble_shared = _operation(_assemble_shared)
-back_substitute = _operation(_back_substitute)
-blend = _operation(_blend)
-eliminate = _operation(_eliminate)
-invert_factor = _operation(_invert_factor)
-smooth = _operation(_smooth)
-subtract_rows = _operation(_subtract_rows)
+add_offset = operation(_add_offset)
+assemble = operation(_assemble)
+assemble_shared = operation(_assemble_shared)
+back_substitute = operation(_back_substitute)
+eliminate = operation(_eliminate)
+invert_factor = operation(_invert_factor)
+smooth = operation(_smooth)
+subtract_rows = operation(_subtract_rows)

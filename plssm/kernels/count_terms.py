@@ -10,7 +10,7 @@ from scipy.special import gammaln
 from plssm.kernels._compile import compiled
 from plssm.kernels._exponential import exponential
 
-__all__ = ["poisson_terms", "poisson_terms_plain"]
+__all__ = ["log_factorial", "poisson_terms", "poisson_terms_plain"]
 
 _PRECISE = {"contract", "nsz"}
 _LOOSE = {"contract", "reassoc", "nsz"}
@@ -19,17 +19,21 @@ _LOG_FACTORIAL = gammaln(np.arange(1.0, 1025.0))
 
 
 @compiled
+def log_factorial(n):
+    """Logarithm of n!, by table where n is small."""
+    if n < _LOG_FACTORIAL.size:
+        return _LOG_FACTORIAL[int(n)]
+    return math.lgamma(n + 1.0)
+
+
+@compiled
 def _normaliser(y, mask, full, log_width):
     """Sum of y log width - log y! over the observed entries of one sample."""
     total, count = 0.0, 0.0
     for c in range(y.size):
         if full or mask[c]:
-            n = y[c]
-            count += n
-            if n < _LOG_FACTORIAL.size:
-                total -= _LOG_FACTORIAL[int(n)]
-            else:
-                total -= math.lgamma(n + 1.0)
+            count += y[c]
+            total -= log_factorial(y[c])
     return total + log_width * count
 
 

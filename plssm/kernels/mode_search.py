@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from plssm.kernels import _mode_loops as loops
 from plssm.kernels._threads import over_trials
-from plssm.kernels.chain import checked, joint_bases, strides
-from plssm.linalg.block_tridiagonal import ChainFactor, dense, empty_factor, trial_lengths
+from plssm.kernels.chain import checked
+from plssm.kernels.packed_prior import HingeMap, PackedPrior, pack_prior, with_terms
+from plssm.linalg.block_tridiagonal import ChainFactor, empty_factor
 
-__all__ = ["ModeSearch", "path_values", "search_modes"]
-
-
-class HingeMap(Protocol):
-    """F(z) = linear z + bias + outer relu(inner z + offset), float64 arrays."""
-
-    linear: np.ndarray
-    bias: np.ndarray
-    outer: np.ndarray
-    inner: np.ndarray
-    offset: np.ndarray
-    identity_gates: bool
+__all__ = ["ModeSearch", "maximise", "path_values", "search_modes"]
 
 
 class ModeSearch(NamedTuple):
@@ -38,6 +28,7 @@ class ModeSearch(NamedTuple):
         factor: Factor of the negative Hessian for these slopes, with its `quadratic`.
         stationary: [B], whether the search ended at a stationary point.
         solves: [B], linear solves that were used.
+        pinned: [B, T-1, P], bool, hinges that the search held on their kinks.
     """
 
     path: np.ndarray
@@ -47,6 +38,7 @@ class ModeSearch(NamedTuple):
     factor: ChainFactor
     stationary: np.ndarray
     solves: np.ndarray
+    pinned: np.ndarray
 
 
 def search_modes(
@@ -64,6 +56,8 @@ def search_modes(
     pinned: np.ndarray | None = None,
     flips: int = 4,
     max_solves: int = 60,
+    finish: bool = True,
+    packed: PackedPrior | None = None,
 ) -> ModeSearch:
     r"""Searches a local maximum of a piecewise-quadratic log joint density, trial by trial.
 
@@ -91,6 +85,11 @@ def search_modes(
             their slope says.
         flips: Solves before hinges are pinned.
         max_solves: Solves after which the search gives up.
+        finish: Whether to end with a solve at the final slopes. Without it the path is the best
+            that was visited, whose pinned gates are zero up to what the pins give way, and the
+            factor is of no use but for its status.
+        packed: The same form, drive, precisions, initial mean and length as `pack_prior` gives
+            them, where they are used more than once.
 
     Returns:
         The mode, with a flag for trials where it is stationary.
@@ -98,9 +97,9 @@ def search_modes(
     Raises:
         ValueError: If the shapes do not fit together.
     """
-    hinge, chain, lengths = _pack(
-        form, drive, precision, initial_mean, initial_precision, information, score, length, pin
-    )
+    if packed is None:
+        packed = pack_prior(form, drive, precision, initial_mean, initial_precision, length)
+    hinge, chain, lengths = with_terms(packed, information, score, pin)
     n, steps, m = score.shape
     gates = form.outer.shape[1]
     slopes = np.zeros((n, steps - 1, len(hinge.offset)))
@@ -110,8 +109,41 @@ def search_modes(
         pins[..., :gates] = pinned
         slopes[pins != 0] = 0.0
     factor = empty_factor(n, steps, m, lengths, quadratic=True)
-    found = _search(hinge, chain, factor, slopes, pins, flips=flips, max_solves=max_solves)
-    return found._replace(slope=found.slope[..., :gates])
+    found = _search(
+        hinge, chain, factor, slopes, pins, flips=flips, max_solves=max_solves, finish=finish
+    )
+    slope, held = found.slope[..., :gates], found.pinned[..., :gates]
+    if not finish and form.identity_gates:
+        found.path[:, :-1][held] = 0.0
+    return found._replace(slope=slope, pinned=held)
+
+
+def maximise(
+    packed: PackedPrior, information: np.ndarray, score: np.ndarray, slope: np.ndarray
+) -> tuple[np.ndarray, ChainFactor]:
+    """Maximum of the objective of `search_modes` for fixed slopes.
+
+    Args:
+        packed: The prior.
+        information: [B or 1, T or 1, M, M].
+        score: [B, T, M].
+        slope: [B, T-1, P].
+
+    Returns:
+        The path [B, T, M], zero beyond a trial's end, and the factor of the negative Hessian.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+    """
+    hinge, chain, length = with_terms(packed, information, score, 0.0)
+    n, steps, m = score.shape
+    slopes = np.zeros((n, steps - 1, chain.hinges))
+    slopes[..., : slope.shape[-1]] = slope
+    factor = empty_factor(n, steps, m, length, quadratic=True)
+    path, pinned = np.zeros((n, steps, m)), np.zeros(slopes.shape, dtype=np.uint8)
+    every = np.ones(n, dtype=np.bool_)
+    _maximise(hinge, chain, factor, path, slopes, pinned, pins=False, which=every)
+    return path, factor
 
 
 def path_values(
@@ -124,6 +156,8 @@ def path_values(
     score: np.ndarray,
     path: np.ndarray,
     length: np.ndarray | None = None,
+    *,
+    packed: PackedPrior | None = None,
 ) -> np.ndarray:
     """Objective of `search_modes` at given paths.
 
@@ -137,6 +171,7 @@ def path_values(
         score: [B, T, M].
         path: [B, T, M].
         length: [B], number of steps of each trial; all T when None.
+        packed: The prior as `pack_prior` gives it, where it is used more than once.
 
     Returns:
         [B], the log joint density without its constants.
@@ -144,9 +179,9 @@ def path_values(
     Raises:
         ValueError: If the shapes do not fit together.
     """
-    hinge, chain, lengths = _pack(
-        form, drive, precision, initial_mean, initial_precision, information, score, length, 0.0
-    )
+    if packed is None:
+        packed = pack_prior(form, drive, precision, initial_mean, initial_precision, length)
+    hinge, chain, lengths = with_terms(packed, information, score, 0.0)
     path, value = checked("path", path, score.shape), np.zeros(len(score))
     over_trials(
         loops.value_trials,
@@ -155,45 +190,6 @@ def path_values(
         m=score.shape[-1],
     )
     return value
-
-
-def _pack(
-    form: HingeMap,
-    drive: np.ndarray,
-    precision: np.ndarray,
-    initial_mean: np.ndarray,
-    initial_precision: np.ndarray,
-    information: np.ndarray,
-    score: np.ndarray,
-    length: np.ndarray | None,
-    pin: float,
-) -> tuple[loops.Hinges, loops.Chain, np.ndarray]:
-    """Checks the model and makes its arrays flat; also returns the lengths."""
-    score = dense(score)
-    if score.ndim != 3:
-        raise ValueError(f"score must be [B, T, M], got {score.shape}")
-    n, steps, m = score.shape
-    hinge = _hinges(form, m)
-    drift = checked("drive", drive, (n, steps - 1, m)) + form.bias
-    precision = checked("precision", precision, (m, m))
-    initial_precision = checked("initial_precision", initial_precision, (m, m))
-    information = checked("information", information, (n, steps, m, m), shared=True)
-    trial_stride, step_stride = strides(information, n, steps)
-    chain = loops.Chain(
-        joint_bases(precision, initial_precision).reshape(-1),
-        precision.reshape(-1),
-        initial_precision.reshape(-1),
-        checked("initial_mean", initial_mean, (n, m)).reshape(-1),
-        drift.reshape(-1),
-        score.reshape(-1),
-        information.reshape(-1),
-        trial_stride,
-        step_stride,
-        steps,
-        len(hinge.offset),
-        float(pin),
-    )
-    return hinge, chain, trial_lengths(length, n, steps)
 
 
 def _search(
@@ -205,6 +201,7 @@ def _search(
     *,
     flips: int,
     max_solves: int,
+    finish: bool,
 ) -> ModeSearch:
     """Runs the search of all trials side by side."""
     n, length, m = len(slope), factor.length, factor.dim
@@ -214,30 +211,12 @@ def _search(
     solves = np.zeros(n, dtype=np.int64)
     best, visited, value = slope.copy(), path.copy(), np.full(n, -np.inf)
 
-    def maximise(at: np.ndarray, pins: bool, which: np.ndarray) -> None:
+    def solve(at: np.ndarray, pins: bool, which: np.ndarray) -> None:
         solves[which] += 1
-        over_trials(
-            loops.maximise_trials,
-            (
-                factor.flat,
-                path.reshape(-1),
-                factor.quadratic,
-                at.reshape(-1),
-                pinned.reshape(-1),
-                pins,
-                which,
-                hinge,
-                chain,
-                length,
-                factor.logdet,
-                factor.status,
-            ),
-            length=length,
-            m=m,
-        )
+        _maximise(hinge, chain, factor, path, at, pinned, pins=pins, which=which)
 
     for count in range(max_solves):
-        maximise(slope, warm or count >= flips, active)
+        solve(slope, warm or count >= flips, active)
         over_trials(
             loops.revise_trials,
             (
@@ -261,29 +240,42 @@ def _search(
         active &= (factor.status == 0) & (changes != 0)
         if not active.any():
             break
-    stationary = ~active & (factor.status == 0)
-    maximise(best, False, np.ones(n, dtype=np.bool_))
-    return ModeSearch(path, visited, best, value, factor, stationary, solves)
+    stationary, held = ~active & (factor.status == 0), pinned != 0
+    if finish:
+        solve(best, False, np.ones(n, dtype=np.bool_))
+    return ModeSearch(
+        path if finish else visited, visited, best, value, factor, stationary, solves, held
+    )
 
 
-def _hinges(form: HingeMap, m: int) -> loops.Hinges:
-    """Packs the map into flat blocks of M hinges."""
-    gates = form.outer.shape[1]
-    blocks = max(1, -(-gates // m))
-    inner, outer, offset = np.zeros((blocks * m, m)), np.zeros((m, blocks * m)), None
-    inner[:gates], outer[:, :gates] = form.inner, form.outer
-    offset = np.zeros(blocks * m)
-    offset[:gates] = form.offset
-    offset[gates:] = -1.0
-    inner_t = inner.reshape(blocks, m, m).transpose(0, 2, 1)
-    by_hinge = np.ascontiguousarray(outer.T).reshape(blocks, m, m)
-    return loops.Hinges(
-        np.array(form.linear, dtype=np.float64).reshape(-1),
-        np.array(form.linear.T, dtype=np.float64, order="C").reshape(-1),
-        inner.reshape(-1),
-        np.ascontiguousarray(inner_t).reshape(-1),
-        np.ascontiguousarray(by_hinge.transpose(0, 2, 1)).reshape(-1),
-        by_hinge.reshape(-1),
-        offset,
-        bool(form.identity_gates) and gates == m,
+def _maximise(
+    hinge: loops.Hinges,
+    chain: loops.Chain,
+    factor: ChainFactor,
+    path: np.ndarray,
+    slope: np.ndarray,
+    pinned: np.ndarray,
+    *,
+    pins: bool,
+    which: np.ndarray,
+) -> None:
+    """Writes path and factor of some trials for fixed slopes, with gates held at zero if pins."""
+    over_trials(
+        loops.maximise_trials,
+        (
+            factor.flat,
+            path.reshape(-1),
+            factor.quadratic,
+            slope.reshape(-1),
+            pinned.reshape(-1),
+            pins,
+            which,
+            hinge,
+            chain,
+            factor.length,
+            factor.logdet,
+            factor.status,
+        ),
+        length=factor.length,
+        m=factor.dim,
     )

@@ -9,7 +9,15 @@ import numpy as np
 
 from plssm.kernels._compile import compiled
 
-__all__ = ["SampleBlocks", "predictor_products", "predictor_products_plain", "sample_blocks"]
+__all__ = [
+    "BLOCK",
+    "SampleBlocks",
+    "copy_channels",
+    "predictor_products",
+    "predictor_products_plain",
+    "sample_blocks",
+    "tile",
+]
 
 BLOCK = 128  # samples that are handled together, innermost in memory
 _GROUP = 8  # channels whose products with the covariances are taken together
@@ -46,8 +54,8 @@ def sample_blocks(covariance: np.ndarray, regressors: np.ndarray) -> SampleBlock
     V, X = np.empty((count, size * size, BLOCK)), np.empty((count, columns, BLOCK))
     covariance = covariance.reshape(samples, size * size)
     for k in range(count):
-        _copy_channels(covariance, k * BLOCK, V[k])
-        _copy_channels(regressors, k * BLOCK, X[k])
+        copy_channels(covariance, k * BLOCK, V[k])
+        copy_channels(regressors, k * BLOCK, X[k])
     return SampleBlocks(V.reshape(count, size, size * BLOCK), X)
 
 
@@ -65,7 +73,7 @@ def _weigh(p, q, X, b, left, right):
 
 
 @compiled(fastmath=_LOOSE)
-def _tile(left, right, i, j, sums):
+def tile(left, right, i, j, sums):
     """Adds the inner products of four rows of left and three of right."""
     a00 = a01 = a02 = a10 = a11 = a12 = 0.0
     a20 = a21 = a22 = a30 = a31 = a32 = 0.0
@@ -87,7 +95,7 @@ def _tile(left, right, i, j, sums):
 
 
 @compiled
-def _copy_channels(source, first, out):
+def copy_channels(source, first, out):
     """Copies samples first, ... of source [S, N] to the rows of out [N, BLOCK], zeros behind."""
     count = min(out.shape[1], source.shape[0] - first)
     for c in range(out.shape[0]):
@@ -106,8 +114,8 @@ def _products(V, X, weight, p, q, first, last, sums):
     left, right = np.zeros((sums.shape[1], width)), np.zeros((sums.shape[2], width))
     b = np.empty((_GROUP, size * width))
     for k in range(first, last):
-        _copy_channels(p, k * width, p_block)
-        _copy_channels(q, k * width, q_block)
+        copy_channels(p, k * width, p_block)
+        copy_channels(q, k * width, q_block)
         for start in range(0, channels, _GROUP):
             count = min(_GROUP, channels - start)
             np.dot(weight[start : start + count], V[k], b[:count])
@@ -116,7 +124,7 @@ def _products(V, X, weight, p, q, first, last, sums):
                 _weigh(p_block[c], q_block[c], X[k], b[i].reshape(size, width), left, right)
                 for row in range(0, left.shape[0], 4):
                     for column in range(0, right.shape[0], 3):
-                        _tile(left, right, row, column, sums[c])
+                        tile(left, right, row, column, sums[c])
 
 
 def predictor_products(

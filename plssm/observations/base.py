@@ -17,8 +17,8 @@ from torch.distributions import Distribution
 
 from plssm.errors import CapabilityError, DataError
 from plssm.observations.clock import scatter
-from plssm.observations.expectation import make_expectation, repeated
-from plssm.observations.expected_fit import raise_expectation
+from plssm.observations.expectation import GaussianExpectation, repeated
+from plssm.observations.expected_fit import make_expectation, raise_expectation
 from plssm.observations.local import Local, autograd_derivatives, positive_part, pull_back
 from plssm.observations.predictor import LinearPredictor
 from plssm.observations.quadrature import (
@@ -56,12 +56,15 @@ class ObservationModel(LinearPredictor):
         tempering: Exponent (a number) on this modality's likelihood in the posterior of the latent
             path; 1 is the proper likelihood. Log-densities and scores are never tempered.
         fill: Value in the support of the distribution that stands in for missing entries.
+        channel_expectation: What the M-step maximises where channels have their own affine
+            predictor; a model with a closed form may set its own class.
         initialised: Whether the parameters were set on purpose, False for a fresh model.
         dim: Number M of latent states, None until :meth:`bind`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("continuous",)
     fill: ClassVar[float] = 0.0
+    channel_expectation: ClassVar[type[GaussianExpectation]] = GaussianExpectation
 
     def __init__(
         self,
@@ -371,4 +374,4 @@ class ObservationModel(LinearPredictor):
 
     def init_from(self, m: Modality, z: Tensor) -> None:
         """Fit the parameters to a known latent path ``[B, T, M]``."""
-        raise_expectation(self, m, z, None, fresh=True, rounds=20, gain=1e-7)
+        raise_expectation(self, m, z, None, fresh=True, rounds=20, gain=1e-7, tolerance=1e-6)

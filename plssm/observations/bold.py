@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from plssm.errors import CapabilityError, PlssmError, ShapeError
 from plssm.observations.clock import scatter
-from plssm.observations.convolution import convolve, convolved_covariance, correlate, windows
+from plssm.observations.convolution import convolve, convolved_covariance, correlate
 from plssm.observations.deconvolution import deconvolve, standardised
 from plssm.observations.expected_fit import maximise
 from plssm.observations.gaussian_channels import GaussianChannels, Regression, finite, matrix
@@ -252,8 +252,9 @@ class BOLD(GaussianChannels):
         """
         lags = self.hrf.steps(dt)
         if clock is not None and len(clock) * lags <= z.shape[-2]:  # a few samples of a long path
-            past = windows(z, lags)[..., clock, :, :]
-            eta = torch.einsum("...iml,nlm->...in", past, self.lag_weights(dt))
+            before = nn.functional.pad(z, (0, 0, lags - 1, 0)).unfold(-2, lags, 1)  # a view
+            oldest_first = self.lag_weights(dt).flip(1)
+            eta = torch.einsum("...iml,nlm->...in", before[..., clock, :, :], oldest_first)
             return self._with_offset(eta, nuisance)
         seen = self._convolved(z, dt)
         return self._predictors(seen if clock is None else seen[..., clock, :], nuisance)

@@ -19,6 +19,7 @@ from plssm.observations.count_distributions import (
     log_factorial,
     log_rising,
 )
+from plssm.observations.count_expectation import CountExpectation
 from plssm.observations.count_model import CountModel, copy_into, known
 from plssm.observations.count_statistics import lognormal_moments
 from plssm.observations.history import HistoryBasis
@@ -131,6 +132,8 @@ class Poisson(CountModel):
             coupling=coupling,
         )
 
+    channel_expectation = CountExpectation
+
     @property
     def concave(self) -> bool:
         """Whether the log-density is concave in the predictors: always."""
@@ -152,7 +155,7 @@ class Poisson(CountModel):
 
         Compiled for the exp link of latent states in float64.
         """
-        if not (self.readout.affine and self._compilable(z)):
+        if not (self.readout.affine and self.compilable(z)):
             return super().local(m, z, positive=positive)
         self._check(m)
         with torch.no_grad():
@@ -171,12 +174,10 @@ class Poisson(CountModel):
                 known=None if known is None else known.numpy(),
             )
             value, score, curvature = (torch.from_numpy(x) for x in parts)
-            return Local(
-                value, scatter(score, m.clock, steps), scatter(curvature, m.clock, steps)
-            )
+            return Local(value, scatter(score, m.clock, steps), scatter(curvature, m.clock, steps))
 
-    def _compilable(self, values: Tensor) -> bool:
-        """Whether the compiled passes serve this model with these values."""
+    def compilable(self, values: Tensor) -> bool:
+        """Whether the compiled passes serve this model with these values (float64, exp link)."""
         places = (values, self.weight)
         ready = all(x.dtype == torch.float64 and x.device.type == "cpu" for x in places)
         return ready and self.link.name == "exp"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from plssm.errors import CapabilityError
 from plssm.kernels.predictor_newton import SampleBlocks, predictor_products, sample_blocks
-from plssm.observations.quadrature import NODES, gauss_hermite, matched_points, square_root
+from plssm.observations.masks import observed_counts, observed_samples
+from plssm.observations.quadrature import NODES, gauss_hermite
 from plssm.observations.regressors import (
     Coefficients,
     Regressors,
@@ -26,19 +25,18 @@ if TYPE_CHECKING:
     from plssm.observations.base import ObservationModel
 
 __all__ = [
+    "GRAPH",
+    "PIECE",
     "Expansion",
     "Expectation",
     "GaussianExpectation",
-    "PointExpectation",
-    "make_expectation",
+    "flat",
+    "in_a_row",
     "repeated",
 ]
 
-POINTS = 32  # latent states that stand for a Gaussian where quadrature along one predictor cannot
-_PIECE = 12_000  # numbers that are worked on at the same time: they stay in the cache
-_GRAPH = 48_000  # the same for automatic differentiation, where a call costs more
-
-
+PIECE = 12_000  # numbers that are worked on at the same time: they stay in the cache
+GRAPH = 48_000  # the same for automatic differentiation, where a call costs more
 _ALL = slice(None)
 
 
@@ -51,14 +49,15 @@ def repeated(m: Modality, times: int) -> Modality:
     return replace(m, **{k: v.repeat(times, *(1,) * (v.ndim - 1)) for k, v in known.items()})
 
 
-def _in_a_row(m: Modality) -> Modality:
+def in_a_row(m: Modality) -> Modality:
     """A modality whose samples stand in one trial, without a clock."""
     nuisance = None if m.nuisance is None else m.nuisance.flatten(0, 1)[None]
     y, mask = m.y.flatten(0, 1)[None], m.mask.flatten(0, 1)[None]
     return replace(m, y=y, mask=mask, clock=None, nuisance=nuisance)
 
 
-def _flat(values: Tensor) -> Tensor:
+def flat(values: Tensor) -> Tensor:
+    """Values of the samples in a row ``[S, ...]`` in float64, without their graph."""
     return values.detach().flatten(0, 1).to("cpu", torch.float64)
 
 
@@ -91,22 +90,29 @@ class Expectation(ABC):
 
     def __init__(self, model: ObservationModel, m: Modality, centre: Tensor) -> None:
         self.model, self.m = model, m
-        self._samples = _in_a_row(m)
+        self._samples = in_a_row(m)
         covariates = model.covariates(m) if model.n_covariates else None
-        seen = m.mask.any(-1).flatten().cpu()
+        seen = observed_samples(m.mask)
         self.coefficients = Coefficients(model, covariates=covariates is not None)
         with torch.no_grad():
-            eta = _flat(model.features(centre, covariates))
-            rows = None if covariates is None else _flat(covariates) * seen[:, None]
-            regressors = self.coefficients.regressors(_flat(model.readout(centre)), rows)
-            offset = eta - regressors.predict(self.coefficients.read())
-            offset = torch.where(seen[:, None], offset, 0.0)
-        tolerance = 10 * torch.finfo(model.weight.dtype).eps ** 0.5
-        if bool((offset.abs() > tolerance * (1 + eta.abs())).any()):
-            regressors = replace(regressors, offset=offset)
-        self.regressors = regressors
-        count = m.mask.flatten(0, 1).sum(0).to("cpu", torch.float64)
+            rows = None if covariates is None else flat(covariates) * seen[:, None]
+            regressors = self.coefficients.regressors(flat(model.readout(centre)), rows)
+            self.regressors = self._with_offset(regressors, centre, covariates)
+        count = observed_counts(m.mask)
         self.count = count.sum()[None] if model.coupled else count
+
+    def _with_offset(
+        self, regressors: Regressors, centre: Tensor, covariates: Tensor | None
+    ) -> Regressors:
+        """The regressors with the part of the predictors that they do not explain."""
+        eta = flat(self.model.features(centre, covariates))
+        offset = eta - regressors.predict(self.coefficients.read())
+        seen = observed_samples(self.m.mask)
+        offset = torch.where(seen[:, None], offset, 0.0)
+        tolerance = 10 * torch.finfo(self.model.weight.dtype).eps ** 0.5
+        if bool((offset.abs() > tolerance * (1 + eta.abs())).any()):
+            return replace(regressors, offset=offset)
+        return regressors
 
     @abstractmethod
     def expand(self, theta: Tensor, *, curvature: bool = True) -> Expansion:
@@ -135,13 +141,13 @@ class Expectation(ABC):
 
     def values(self, theta: Tensor) -> Tensor:
         """Expected log-density of every problem ``[P]``."""
-        values = _flat(self.entries(theta)).sum(0)
+        values = flat(self.entries(theta)).sum(0)
         return values.sum()[None] if self.model.coupled else values
 
     def ridge_scale(self) -> Tensor:
         """Share of the ridge of every coefficient ``[K, q]``: mean squares of the covariates."""
         rows, dim = self.model.predictors, self.model.dim
-        seen = self.m.mask.any(-1).sum().cpu().clamp_min(1)
+        seen = observed_samples(self.m.mask).sum().clamp_min(1)
         squares = self.regressors.shared.square().sum(0) / seen
         squares[:dim], squares[dim] = 1.0, 0.0
         if self.regressors.own is None:
@@ -149,7 +155,7 @@ class Expectation(ABC):
         own = self.regressors.own.square().sum(0) / seen
         return torch.cat([squares.expand(rows, -1), own], dim=1)
 
-    def _pieces(self, numbers: int, limit: int = _PIECE) -> list[slice]:
+    def _pieces(self, numbers: int, limit: int = PIECE) -> list[slice]:
         """Pieces of the samples, for so many numbers a sample."""
         samples = self._samples.y.shape[1]
         step = max(1, limit // numbers)
@@ -190,7 +196,7 @@ class GaussianExpectation(Expectation):
         self, model: ObservationModel, m: Modality, centre: Tensor, covariance: Tensor
     ) -> None:
         super().__init__(model, m, centre)
-        self.covariance = _flat(covariance)
+        self.covariance = flat(covariance)
 
     @cached_property
     def _packed(self) -> Tensor:
@@ -226,11 +232,11 @@ class GaussianExpectation(Expectation):
     @property
     def parts(self) -> int:
         """Number of pieces for :meth:`features`."""
-        return len(self._pieces(NODES * self.model.predictors, _GRAPH))
+        return len(self._pieces(NODES * self.model.predictors, GRAPH))
 
     def features(self, theta: Tensor, part: int) -> tuple[Tensor, Tensor, Modality]:
         """Predictors at the nodes of the quadrature (see the base class)."""
-        rows = self._pieces(NODES * self.model.predictors, _GRAPH)[part]
+        rows = self._pieces(NODES * self.model.predictors, GRAPH)[part]
         mean, variance = self._moments(theta, rows)
         deviation = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
         x, w = (torch.from_numpy(a).to(mean) for a in gauss_hermite(NODES))
@@ -243,7 +249,7 @@ class GaussianExpectation(Expectation):
         value = torch.zeros(len(theta), dtype=torch.float64)
         for r in self._pieces(self.model.predictors):
             d = self.model.expected_derivatives(mean[:, r], variance[:, r], self._rows(r))
-            value += _flat(d.value).sum(0)
+            value += flat(d.value).sum(0)
             for into, values in zip(self._derivatives, d[1:], strict=True):
                 into[r] = values[0]
         by_mean, by_variance, *second = self._derivatives
@@ -281,122 +287,3 @@ class GaussianExpectation(Expectation):
                 spread = unpack_symmetric((p * own).mT @ self._packed, self.model.dim)
                 parts.append(spread @ weight[..., None])
         return 2 * torch.cat(parts, dim=-1)
-
-
-class PointExpectation(Expectation):
-    """Everything else: an average over latent states whose moments match those of the Gaussian.
-
-    A weighted regression on pseudo-data: every sample counts once at each of its points, which
-    stay the same between calls.
-
-    Args:
-        model: The observation model.
-        m: The modality.
-        centre: Latent mean of every sample ``[B, n, M]``.
-        covariance: Latent covariance of every sample ``[B, n, M, M]``; None for a known path.
-    """
-
-    def __init__(
-        self, model: ObservationModel, m: Modality, centre: Tensor, covariance: Tensor | None
-    ) -> None:
-        super().__init__(model, m, centre)
-        self.centre = _flat(centre)
-        self.points, self.root = torch.zeros(1, model.dim, dtype=torch.float64), None
-        if covariance is not None:
-            self.points = matched_points(POINTS, model.dim)
-            self.root = square_root(_flat(covariance))
-
-    @cached_property
-    def _workspace(self) -> Tensor:
-        count = self.regressors.shared.shape[1]
-        rows = self._slices()[0].stop
-        return torch.empty(count * (count + 1) // 2 * rows * len(self.points)).double()
-
-    def _slices(self, limit: int = _PIECE) -> list[slice]:
-        return self._pieces(len(self.points) * self.model.predictors, limit)
-
-    def _at(self, rows: slice, workspace: Tensor | None = None) -> Regressors:
-        """Regressors of some samples at all points."""
-        states = self.centre[rows].expand(len(self.points), -1, -1)
-        if self.root is not None:
-            states = states + torch.einsum("sij,cj->csi", self.root[rows], self.points)
-        return self.regressors.moved(self.model.readout(states), rows, workspace)
-
-    @property
-    def parts(self) -> int:
-        """Number of pieces for :meth:`features`."""
-        return len(self._slices(_GRAPH))
-
-    def features(self, theta: Tensor, part: int) -> tuple[Tensor, Tensor, Modality]:
-        """Predictors at the points (see the base class)."""
-        rows = self._slices(_GRAPH)[part]
-        count = len(self.points)
-        eta = self._like_data(self._at(rows).predict(theta)).unflatten(0, (count, 1, -1))
-        return eta.new_full((count,), 1 / count), eta, self._rows(rows)
-
-    def entries(self, theta: Tensor) -> Tensor:
-        """Expected log-density of every entry ``[B, n, N]``."""
-        pieces = []
-        for part in range(self.parts):
-            weights, eta, m = self.features(theta, part)
-            pieces.append(torch.tensordot(weights, self.model.masked_log_prob(eta, m), dims=1))
-        return self._per_trial(pieces)
-
-    def expand(self, theta: Tensor, *, curvature: bool = True) -> Expansion:
-        """Value, gradient and, if wanted, curvature of every problem."""
-        parts = zip(*self._expansions(theta, curvature), strict=True)
-        value, gradient, curved = (
-            None if x[0] is None else sum(x) / len(self.points) for x in parts
-        )
-        return Expansion(value, gradient, curved)
-
-    def _expansions(self, theta: Tensor, curvature: bool) -> Iterator[Expansion]:
-        """What the pieces of the samples add up to."""
-        problems, size = len(self.count), theta.numel() // len(self.count)
-        for rows in self._slices():
-            regressors = self._at(rows, self._workspace)
-            eta = self._like_data(regressors.predict(theta)[None])
-            many = _in_a_row(repeated(self._rows(rows), len(self.points)))
-            value, gradient, bend = (_flat(x) for x in self.model.derivatives(eta, many))
-            value = value.sum() if self.model.coupled else value.sum(0)
-            products = None
-            if curvature:
-                form = regressors.coupled_products if self.model.coupled else regressors.products
-                products = form(bend).reshape(problems, size, size)
-            total = regressors.total(gradient).reshape(problems, size)
-            yield Expansion(value.reshape(problems), total, products)
-
-
-def make_expectation(
-    model: ObservationModel, m: Modality, mean: Tensor, covariance: Tensor | None
-) -> Expectation:
-    """Prepare the expected log-likelihood of a modality.
-
-    Channels with their own, affine predictor use quadrature along that predictor; everything else
-    an average over points in the latent space.
-
-    Args:
-        model: The observation model.
-        m: The modality (samples ``[B, n, N]``).
-        mean: Latent mean ``[B, T, M]``; may be NaN where nothing is observed.
-        covariance: Latent covariance ``[B, T, M, M]``, None for a known path.
-
-    Returns:
-        The expectation.
-
-    Raises:
-        CapabilityError: When the samples depend on several latent steps.
-    """
-    if model.memory(m.dt):
-        raise CapabilityError(
-            f"{type(model).__name__}: samples depend on {model.memory(m.dt)} earlier latent "
-            "steps, for which there is no default; the model must override expected_log_prob, "
-            "m_step and init_from"
-        )
-    centre = model.at_samples(mean, m)
-    spread = None if covariance is None else model.at_samples(covariance, m, event=2)
-    if spread is None or not bool(spread.any()):
-        return PointExpectation(model, m, centre, None)
-    if model.readout.affine and not model.coupled:
-        return GaussianExpectation(model, m, centre, spread)
-    return PointExpectation(model, m, centre, spread)

@@ -10,18 +10,56 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from plssm.errors import CapabilityError
 from plssm.observations.channel_fit import belong_to_channels, fit_channel_parameters
-from plssm.observations.expectation import Expectation, make_expectation
+from plssm.observations.expectation import Expectation
+from plssm.observations.masks import observed_counts
 from plssm.observations.newton_fit import RIDGE, fit_predictor
+from plssm.observations.point_expectation import PointExpectation
 
 if TYPE_CHECKING:
     from plssm.data.batch import Modality
     from plssm.observations.base import ObservationModel
 
-__all__ = ["maximise", "raise_expectation"]
+__all__ = ["make_expectation", "maximise", "raise_expectation"]
 
 _PREDICTOR = ("weight", "bias", "nuisance_weight")
 _FAR = 1e10
+
+
+def make_expectation(
+    model: ObservationModel, m: Modality, mean: Tensor, covariance: Tensor | None
+) -> Expectation:
+    """Prepare the expected log-likelihood of a modality.
+
+    Channels with their own, affine predictor use quadrature along that predictor; everything else
+    an average over points in the latent space.
+
+    Args:
+        model: The observation model.
+        m: The modality (samples ``[B, n, N]``).
+        mean: Latent mean ``[B, T, M]``; may be NaN where nothing is observed.
+        covariance: Latent covariance ``[B, T, M, M]``, None for a known path.
+
+    Returns:
+        The expectation.
+
+    Raises:
+        CapabilityError: When the samples depend on several latent steps.
+    """
+    if model.memory(m.dt):
+        raise CapabilityError(
+            f"{type(model).__name__}: samples depend on {model.memory(m.dt)} earlier latent "
+            "steps, for which there is no default; the model must override expected_log_prob, "
+            "m_step and init_from"
+        )
+    centre = model.at_samples(mean, m)
+    spread = None if covariance is None else model.at_samples(covariance, m, event=2)
+    if spread is None or not spread.detach().cpu().numpy().any():
+        return PointExpectation(model, m, centre, None)
+    if model.readout.affine and not model.coupled:
+        return model.channel_expectation(model, m, centre, spread)
+    return PointExpectation(model, m, centre, spread)
 
 
 def raise_expectation(
@@ -33,6 +71,7 @@ def raise_expectation(
     fresh: bool = False,
     rounds: int = 3,
     gain: float = 1e-5,
+    tolerance: float = 1e-4,
 ) -> None:
     """Raise the expected log-likelihood of a modality over the free parameters, in place.
 
@@ -50,8 +89,9 @@ def raise_expectation(
         fresh: Also try other starts than the present parameters.
         rounds: Largest number of turns.
         gain: Gain of a turn, in nats an entry, from which on another one follows.
+        tolerance: Relative gradient at which Newton steps end.
     """
-    count = int(m.mask.sum())
+    count = int(observed_counts(m.mask).sum())
     free = [p for p in model.parameters() if p.requires_grad]
     if not (count and free):
         return
@@ -63,7 +103,8 @@ def raise_expectation(
     rough = False
     for turn in range(rounds):
         with torch.no_grad():
-            end = fit_predictor(expectation, fresh=fresh and turn == 0)
+            first = fresh and turn == 0
+            end = fit_predictor(expectation, fresh=first, tolerance=tolerance)
         rough = end is not None and bool((~end.settled & ~end.concave).any())
         if not others or _fit_others(expectation, others, count) <= gain * count:
             break

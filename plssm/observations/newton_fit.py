@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plssm.errors import PlssmError
+from plssm.kernels.newton_steps import newton_steps
 from plssm.observations.expectation import Expansion, Expectation
 
 __all__ = ["RIDGE", "Ascent", "climb", "fit_predictor"]
@@ -24,6 +25,8 @@ _ARMIJO = 1e-4
 _SHORTEST = 1e-8
 _ROUNDING = 1e-12
 _FLATTEST = 1e-6
+_REUSED = 2  # trials in a row that may do without a new curvature
+_SMALL = 64  # coefficients of a problem up to which the compiled solves are faster
 
 
 class Ascent(NamedTuple):
@@ -49,30 +52,33 @@ class Ascent(NamedTuple):
 def _direction(gradient: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
     """Newton steps ``[P, q]``, uphill also where the curvature is indefinite, and where it is not.
 
-    Coordinates are scaled to unit curvature. Where the scaled curvature is not positive definite
-    its eigenvalues are replaced by their absolute values.
+    Coordinates are scaled to unit curvature; one without any moves by one. Where the scaled
+    curvature is not positive definite its eigenvalues are replaced by their absolute values.
     """
-    diagonal = torch.diagonal(curvature, dim1=-2, dim2=-1)
-    size = diagonal.abs()
-    largest = size.amax(-1, keepdim=True)
-    alive = size > 1e-200
-    scale = torch.where(alive, torch.maximum(size, 1e-14 * largest), 1.0).rsqrt()
+    if gradient.shape[1] <= _SMALL:
+        step, regular, curved = newton_steps(gradient.numpy(), curvature.numpy())
+        if regular.all():
+            return torch.from_numpy(step), torch.from_numpy(curved)
+    size = torch.diagonal(curvature, dim1=-2, dim2=-1).abs()
+    flat, slope = size <= 1e-200, gradient.abs()
+    filled = torch.where(flat, torch.where(slope > 0, slope, 1.0), 0.0)
+    curvature, size = curvature + torch.diag_embed(filled), size + filled
+    scale = torch.maximum(size, 1e-14 * size.amax(-1, keepdim=True)).rsqrt()
     scaled = curvature * scale[:, :, None] * scale[:, None, :]
-    scaled = torch.where(alive[:, :, None] & alive[:, None, :], scaled, 0.0)
-    scaled = scaled + torch.diag_embed(torch.where(alive, 1e-13, 1.0).to(scaled))
-    right = torch.where(alive, gradient * scale, 0.0)
+    scaled = scaled + 1e-13 * torch.eye(size.shape[1], dtype=scaled.dtype)
+    right = gradient * scale
     factor, failed = torch.linalg.cholesky_ex(scaled)
-    concave = failed == 0
+    good = failed == 0
     step = right.clone()
-    if bool(concave.any()):
-        step[concave] = torch.cholesky_solve(right[concave, :, None], factor[concave])[..., 0]
-    if not bool(concave.all()):
-        values, vectors = torch.linalg.eigh(scaled[~concave])
+    if bool(good.any()):
+        step[good] = torch.cholesky_solve(right[good, :, None], factor[good])[..., 0]
+    if not bool(good.all()):
+        values, vectors = torch.linalg.eigh(scaled[~good])
         values = values.abs()
         values = torch.maximum(values, _FLATTEST * values.amax(-1, keepdim=True))
-        turned = (vectors.mT @ right[~concave, :, None]).squeeze(-1) / values
-        step[~concave] = (vectors @ turned[..., None]).squeeze(-1)
-    return torch.where(alive, step * scale, 0.0), concave
+        turned = (vectors.mT @ right[~good, :, None]).squeeze(-1) / values
+        step[~good] = (vectors @ turned[..., None]).squeeze(-1)
+    return step * scale, good & ~(flat & (slope > 0)).any(-1)
 
 
 class _Problems(Protocol):
@@ -99,8 +105,10 @@ class _State(NamedTuple):
         gradient = torch.where(free, e.gradient - ridge * theta, 0.0)
         curvature = old
         if e.curvature is not None:
-            keep = free[:, :, None] & free[:, None, :]
-            curvature = torch.where(keep, e.curvature, 0.0) + torch.diag_embed(ridge * free)
+            curvature = e.curvature
+            if not bool(free.all()):
+                curvature = torch.where(free[:, :, None] & free[:, None, :], curvature, 0.0)
+            curvature = curvature + torch.diag_embed(ridge * free)
         value = e.value - 0.5 * (ridge * theta.square()).sum(-1)
         return cls(theta, e.value, value, gradient, curvature)
 
@@ -112,6 +120,8 @@ class _State(NamedTuple):
 
     def where(self, chosen: Tensor, other: _State) -> _State:
         """This state for the chosen problems, the other one for the rest."""
+        if bool(chosen.all()):
+            return self
         shapes = (chosen.view(-1, *(1,) * (x.ndim - 1)) for x in self)
         return _State(*(torch.where(c, a, b) for c, a, b in zip(shapes, self, other)))
 
@@ -135,8 +145,8 @@ def climb(
 
     with g the gradient, H the curvature and n the number of observed entries: the gradient,
     relative to what one entry contributes, which no rescaling of the regressors changes. Where
-    the next trial should settle all problems its curvature is not asked for (steps that follow
-    nevertheless take the last one).
+    two more steps with the present curvature should settle all problems, that of the next trial
+    is not asked for.
 
     Args:
         expand: Map from coefficients ``[P, q]`` to value, gradient and curvature.
@@ -158,12 +168,13 @@ def climb(
     slope = (here.gradient * step).sum(-1)
     length, scale = torch.ones_like(first), count.clamp_min(1)
     limit = tolerance**2 * scale
-    settled, stuck, trials = usable & (slope <= limit), ~usable, 1
+    settled, stuck, trials, old = usable & (slope <= limit), ~usable, 1, 0
     while trials <= iterations and not bool((settled | stuck).all()):
         active = ~(settled | stuck)
         trial = here.theta + torch.where(active, length, 0.0)[:, None] * step
-        far = bool((active & ((length < 1) | (slope.square() > limit * scale))).any())
-        e = expand(trial, curvature=far)
+        far = bool((active & ((length < 1) | (slope**3 > limit * scale**2))).any())
+        e = expand(trial, curvature=far or old == _REUSED)
+        old = 0 if e.curvature is not None else old + 1
         there = _State.at(trial, e, free, ridge, here.curvature)
         trials += 1
         rise = there.value - here.value

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from plssm._config_capture import Configurable
 from plssm.errors import ShapeError
 from plssm.observations.clock import gather
+from plssm.observations.masks import complete
 from plssm.observations.readout import make_readout
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ class LinearPredictor(Configurable, nn.Module, ABC):
         """
         self._check(m)
         taken = gather(values, m.clock, m.y.shape[-2], event=event)
-        if bool(m.mask.all()):
+        if complete(m.mask):
             return taken
         seen = m.mask.any(-1)
         return torch.where(seen[(...,) + (None,) * event], taken, 0.0)

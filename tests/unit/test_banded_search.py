@@ -10,6 +10,7 @@ from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve, log_jo
 
 import plssm as ps
 
+
 def chain(dim=3, steps=9, seed=0, dynamics=None):
     rng = np.random.default_rng(seed)
     dynamics = dynamics or ps.dynamics.PLRNN.from_parameters(
