@@ -90,7 +90,7 @@ def bernoulli(weight: np.ndarray) -> obs.Bernoulli:
 
 
 def simulate(model: ps.StateSpaceModel, trials: int, seed: int) -> ps.Dataset:
-    """Trials on one clock; together, labels every second, BOLD every TR, spikes every dt = .5 s."""
+    """Trials on one clock; together, spikes come every .5 s, labels every 1 s, BOLD every TR."""
     if len(model.observations) == 1:
         return model.simulate(STEPS, trials=trials, dt=TR, seed=seed)
     return model.simulate(STEPS, trials=trials, dt=0.5, every={"choice": 2}, seed=seed)

@@ -24,8 +24,8 @@ import torch
 import plssm as ps
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.laplace import laplace_posterior
-from plssm.inference.newton import expand
 from plssm.inference.m_step import update_coefficients
+from plssm.inference.newton import expand
 from plssm.inference.quadratic_chain import linear_solve
 from plssm.inference.statistics import exact_statistics
 

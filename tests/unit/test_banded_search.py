@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from plssm.inference.chain_prior import ChainPrior
-from plssm.inference.newton import expand
-from plssm.inference.mode_search import find_mode
-from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve, log_joint
 
 import plssm as ps
+from plssm.inference.chain_prior import ChainPrior
+from plssm.inference.mode_search import find_mode
+from plssm.inference.newton import expand
+from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve, log_joint
 
 
 def chain(dim=3, steps=9, seed=0, dynamics=None):

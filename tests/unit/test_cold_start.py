@@ -10,8 +10,8 @@ import plssm as ps
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.cold_start import cold_mode, filter_chain
 from plssm.inference.laplace import laplace_posterior
-from plssm.inference.newton import expand
 from plssm.inference.mode_search import find_mode
+from plssm.inference.newton import expand
 from plssm.inference.starts import StartPath, lift, turn
 
 

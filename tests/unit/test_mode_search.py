@@ -10,8 +10,8 @@ import torch
 
 import plssm as ps
 from plssm.inference.chain_prior import ChainPrior
-from plssm.inference.newton import expand
 from plssm.inference.mode_search import find_mode
+from plssm.inference.newton import expand
 
 
 def random_plrnn(seed, dim, *, process=0.1, noise=0.3, full=False, inputs=0, channels=None):
