@@ -123,6 +123,26 @@ def _pin(rows, here, v, z, pinned, at, hinge, chain, size):
 
 
 @compiled
+def _assemble_step(rows, here, kind, ir, mode, z, carry, u, jac, slope, step, hinge, chain, size):
+    """Writes the joint rows of a step and what its map adds to the right-hand side."""
+    m, at = len(size), step * chain.hinges
+    if hinge.identity:
+        behind = 2 * block_size(size)
+        gated = chain.gated
+        assemble_gated(
+            rows, here, gated, kind, gated, behind, slope, at, chain.information, ir, size
+        )
+        _add_drift(mode, z, carry, u, slope, at, step * m, hinge, chain, size)
+    else:
+        bases = chain.bases
+        for i in range(m):
+            u[i] = chain.drift[step * m + i]
+        _linearise(jac, u, slope, at, hinge, size)
+        assemble(rows, here, bases, kind, bases, 0, jac, 0, chain.information, ir, size)
+        add_offset(mode, z, carry, 0, u, 0, bases, 0, jac, 0, size)
+
+
+@compiled
 def maximise_trials(
     rows,
     mode,
@@ -168,39 +188,9 @@ def maximise_trials(
             else:
                 step = b * (steps - 1) + t
                 at = step * chain.hinges
-                if hinge.identity:
-                    assemble_gated(
-                        rows,
-                        here,
-                        chain.gated,
-                        kind,
-                        chain.gated,
-                        2 * block,
-                        slope,
-                        at,
-                        chain.information,
-                        ir,
-                        size,
-                    )
-                    _add_drift(mode, z, carry, u, slope, at, step * m, hinge, chain, size)
-                else:
-                    for i in range(m):
-                        u[i] = chain.drift[step * m + i]
-                    _linearise(jac, u, slope, at, hinge, size)
-                    assemble(
-                        rows,
-                        here,
-                        chain.bases,
-                        kind,
-                        chain.bases,
-                        0,
-                        jac,
-                        0,
-                        chain.information,
-                        ir,
-                        size,
-                    )
-                    add_offset(mode, z, carry, 0, u, 0, chain.bases, 0, jac, 0, size)
+                _assemble_step(
+                    rows, here, kind, ir, mode, z, carry, u, jac, slope, step, hinge, chain, size
+                )
                 if pins:
                     _pin(rows, here, mode, z, pinned, at, hinge, chain, size)
             before = here - block if t > 0 else 0
