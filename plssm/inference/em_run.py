@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +66,7 @@ HISTORY = [
 PATIENCE = 3  # iterations without gain that end a stage
 SLACK = 1e-10  # nats per observed value by which rounding may lower the evidence
 E_STEP = 1e-7  # gain of a Newton step, relative to the log joint, that ends an E-step
+PARTS = ("process_noise", "dynamics", "observations", "initial")  # in the order they are tried
 HALVINGS = 4  # shorter steps that are tried where an EM step lowers the Laplace evidence
 
 
@@ -97,6 +101,7 @@ class EMRun:
         self.best: dict | None = None
         self.good: dict | None = None
         self.own = model
+        self.parts_first = False
         self.rows: list[dict] = []
         self.values = sum(int(m.mask.sum()) for m in batch.modalities.values())
 
@@ -196,9 +201,9 @@ class EMRun:
         )
 
     def _iterate(self, stage: Stage) -> bool:
-        """EM of one stage; a step that lowers the penalised evidence is halved, then given up."""
-        good, idle, halvings, iteration = None, 0, 0, 0
-        self.good = None
+        """EM of one stage; where a step lowers the penalised evidence, a lesser one is taken."""
+        good, idle, iteration = None, 0, 0
+        self.good, self.parts_first, lesser = None, False, iter(())
         while True:
             began = time.perf_counter()
             result = self._e_step()
@@ -206,15 +211,15 @@ class EMRun:
             if result.failed:
                 return self._keep(good, stage, f"the E-step ended {set(result.status)}")
             if good is not None and objective < good["objective"] - SLACK * self.values:
-                if halvings == HALVINGS:
+                attempt = next(lesser, None)
+                if attempt is None:
                     break
-                halvings += 1
-                self._go_halfway_back(good)
+                attempt()
                 continue
             gained = np.inf if good is None else objective - good["objective"]
             idle = idle + 1 if gained < self.engine.tolerance * self.values else 0
-            good, halvings = self._snapshot(objective, result), 0
-            self.good = good
+            good = self._snapshot(objective, result)
+            self.good, lesser = good, self._lesser_steps(stage, good, result)
             self._record(stage, iteration, result, began)
             if iteration == stage.iterations or idle >= PATIENCE:
                 break
@@ -228,6 +233,31 @@ class EMRun:
         if self.best is None or good["evidence"] > self.best["evidence"]:
             self.best = good
         return True
+
+    def _lesser_steps(
+        self, stage: Stage, good: dict, result: LaplaceResult
+    ) -> Iterator[Callable[[], None]]:
+        """What to try where a whole step fails: shorter steps, and each of its parts alone.
+
+        The parts come first once one of them has been needed: with observations that saturate the
+        Laplace evidence can fall along the update of one group and rise along another's.
+        """
+        half = partial(self._go_halfway_back, good)
+        parts = [
+            partial(self._take_part, replace(stage, learn=(group,)), good, result)
+            for group in PARTS
+            if group in stage.learn and len(stage.learn) > 1
+        ]
+        whole = partial(self._take_part, stage, good, result)
+        if self.parts_first:
+            return iter([*parts, lambda: (whole(), half()), *[half] * (HALVINGS - 1)])
+        return iter([*[half] * HALVINGS, *parts])
+
+    def _take_part(self, stage: Stage, good: dict, result: LaplaceResult) -> None:
+        """The M-step of some groups from the last good parameters."""
+        self._restore(good)
+        self._m_step(stage, result)
+        self.parts_first = True
 
     def _go_halfway_back(self, good: dict) -> None:
         """Parameters half-way between where they are and the last good ones."""
