@@ -12,6 +12,7 @@ from plssm.data import Batch
 from plssm.inference.chain_prior import LOG_2PI, ChainPrior
 from plssm.inference.cold_start import cold_mode
 from plssm.inference.filter_sweeps import filtered_path
+from plssm.inference.modality_weights import is_tempered
 from plssm.inference.mode_search import ChainMode, find_mode
 from plssm.inference.newton import expand, newton_mode
 from plssm.model import StateSpaceModel
@@ -102,7 +103,7 @@ def laplace_posterior(
         settings = {"steps": newton_steps, "max_solves": max_solves, "tolerance": tolerance}
         search = partial(newton_mode, prior, model, batch, **settings)
         mode, kind = _cold_newton(prior, model, batch, search) if start is None else search(start)
-    if any(float(o.tempering) != 1.0 for o in model.observations.values()):
+    if is_tempered(model):
         kind = "tempered"
     logdet = np.asarray(mode.factor.logdet)
     evidence = mode.value + 0.5 * prior.length * prior.dim * LOG_2PI - 0.5 * logdet

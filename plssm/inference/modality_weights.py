@@ -12,7 +12,7 @@ from plssm.errors import PlssmError
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 
-__all__ = ["NULL_FISHER", "check_weights", "null_fisher", "temper"]
+__all__ = ["NULL_FISHER", "check_weights", "is_tempered", "null_fisher", "temper"]
 
 NULL_FISHER = "null-fisher"
 
@@ -77,6 +77,11 @@ def temper(
     for name, weight in chosen.items():
         model.observations[name].tempering.fill_(weight)
     return chosen
+
+
+def is_tempered(model: StateSpaceModel) -> bool:
+    """Whether any modality counts for more or less than its proper likelihood."""
+    return any(float(o.tempering) != 1.0 for o in model.observations.values())
 
 
 def null_fisher(observation: ObservationModel, batch: Batch, name: str) -> float:

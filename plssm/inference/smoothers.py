@@ -8,6 +8,7 @@ from plssm.errors import CapabilityError, PlssmError
 from plssm.inference.base import working_copy
 from plssm.inference.filtering import filter_batch
 from plssm.inference.laplace import laplace_posterior
+from plssm.inference.modality_weights import is_tempered
 from plssm.inference.state_smoother import smooth_states
 from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
@@ -56,10 +57,11 @@ def smooth(
         )
     work = working_copy(model)
     batch = data.batch()
-    if causal:
-        return filter_batch(work, batch)
-    if method == "ekf":
-        return smooth_states(work, batch)
+    if causal or method == "ekf":
+        posterior = filter_batch(work, batch) if causal else smooth_states(work, batch)
+        if is_tempered(work):
+            posterior.evidence_kind = "tempered"
+        return posterior
     result = laplace_posterior(work, batch)
     if result.failed:
         raise CapabilityError(

@@ -170,6 +170,8 @@ def test_tempering_is_a_power_of_the_likelihood():
     assert float(fit.model.observations["choice"].tempering) == 3.0
     post = fit.posterior(data)
     assert post.evidence_kind == "tempered"
+    assert fit.posterior(data, causal=True).evidence_kind == "tempered"
+    assert ps.smooth(fit.model, data, method="ekf").evidence_kind == "tempered"
     batch = data.batch()
     with torch.no_grad():
         z = torch.nan_to_num(post.mean)
