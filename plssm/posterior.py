@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
@@ -158,6 +159,21 @@ class GaussianChain(Posterior):
                 f"{self._lags.shape[2] - 1}; draw paths with sample(n) instead."
             )
         return _markov_lags(covariance, cross, w)
+
+    def solve(self, v: np.ndarray) -> np.ndarray:
+        r"""Covariance of the whole path times a vector, :math:`U^{-1} v`, ``[B, T, M]``."""
+        return np.asarray(self._factor.solve(v))
+
+    def moved(self, step: np.ndarray) -> GaussianChain:
+        """The same Gaussian around another path.
+
+        Args:
+            step: What is added to the mean ``[B, T, M]``; 0 beyond a trial's end.
+        """
+        chain = copy.copy(self)
+        chain._path = np.ascontiguousarray(self._path + step)
+        chain.mean = _tensor(_blank(chain._path, self._length))
+        return chain
 
     def covariance(self) -> Tensor:
         """Covariance of each latent state, ``[B, T, M, M]``; NaN beyond a trial's end."""

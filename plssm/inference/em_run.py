@@ -16,6 +16,7 @@ import torch
 from plssm.data import Batch
 from plssm.dynamics.base import PiecewiseLinear
 from plssm.dynamics.linear import LinearDynamics
+from plssm.inference.hinge_placement import best_placement
 from plssm.inference.laplace import LaplaceResult, laplace_posterior
 from plssm.inference.m_step import (
     moments_for,
@@ -26,11 +27,12 @@ from plssm.inference.m_step import (
     update_observations,
     update_process_noise,
 )
+from plssm.inference.mean_correction import mean_corrected
 from plssm.inference.progress import EMProgress
 from plssm.inference.stages import Stage
+from plssm.inference.stand_ins import gaussian_stand_in, linear_stand_in
 from plssm.inference.starts import (
     StartPath,
-    lift,
     observed_path,
     state_dim,
     state_path,
@@ -43,6 +45,7 @@ from plssm.inference.statistics import (
 )
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
+from plssm.posterior import GaussianChain
 
 if TYPE_CHECKING:
     from plssm.inference.laplace_em import LaplaceEM
@@ -67,6 +70,7 @@ PATIENCE = 3  # iterations without gain that end a stage
 SLACK = 1e-10  # nats per observed value by which rounding may lower the evidence
 E_STEP = 1e-7  # gain of a Newton step, relative to the log joint, that ends an E-step
 PARTS = ("process_noise", "dynamics", "observations", "initial")  # in the order they are tried
+GAUSSIAN = Stage("gaussian", 20)  # the linear-Gaussian stand-in of data that are not real-valued
 HALVINGS = 4  # shorter steps that are tried where an EM step lowers the Laplace evidence
 
 
@@ -100,7 +104,6 @@ class EMRun:
         self.evidence = -np.inf
         self.best: dict | None = None
         self.good: dict | None = None
-        self.own = model
         self.parts_first = False
         self.rows: list[dict] = []
         self.values = sum(int(m.mask.sum()) for m in batch.modalities.values())
@@ -141,10 +144,17 @@ class EMRun:
             known = {n: o for n, o in model.observations.items() if n not in fresh}
             path = observed_path(StateSpaceModel(model.dynamics, known), batch)
         elif isinstance(model.dynamics, LinearDynamics):
-            path = turn(state_path(model, batch, model.dim), seed=seed)
+            path = turn(self._first_state(model.dim), seed=seed)
         else:
-            state = state_path(model, batch, state_dim(model)) if state is None else state
-            path = lift(state, batch.time_mask.numpy(), model.dim, seed=seed)
+            state = self._first_state(state_dim(model)) if state is None else state
+            path = best_placement(
+                state,
+                batch.time_mask.numpy(),
+                model.dim,
+                seed=seed,
+                candidates=self.engine.candidates if new_map else 1,
+                score=partial(self._predictability, state.mean.shape[2]),
+            )
         for name, observation in fresh.items():
             observation.init_from(batch.modalities[name], torch.from_numpy(path.mean))
             observation.m_step(batch.modalities[name], *moments_for(observation, path, batch))
@@ -152,34 +162,64 @@ class EMRun:
             self.path = path.mean
             self._start_dynamics(path)
 
-    def _start_dynamics(self, path: StartPath) -> None:
-        """One M-step from the start path, with every hinge on its side of the kink."""
-        dynamics, batch, engine = self.model.dynamics, self.batch, self.engine
+    def _regress(self, path: StartPath) -> TransitionStatistics:
+        """Fit the map to a path taken as given, with every hinge on its side of the kink."""
+        dynamics, batch = self.model.dynamics, self.batch
         slope = (dynamics.relu_form().gates(path.mean[:, :-1]) > 0).astype(np.float64)
         if not dynamics.relu_form().outer.shape[1]:
             slope = slope[..., :0]
         statistics = regional_statistics(dynamics, path, batch, slope)
-        update_coefficients(dynamics, statistics, path, batch, ridge=engine.ridge)
+        update_coefficients(dynamics, statistics, path, batch, ridge=self.engine.ridge)
+        return statistics
+
+    def _predictability(self, k: int, path: StartPath) -> float:
+        """Log density of a step of the first k units, with their own noise; the map is kept."""
+        dynamics = self.model.dynamics
+        before = {name: value.clone() for name, value in dynamics.state_dict().items()}
+        statistics = self._regress(path)
+        residual = statistics.residual(np.asarray(dynamics.coefficients()[0].detach()))
+        dynamics.load_state_dict(before)
+        variance = np.diagonal(residual)[:k] / max(statistics.count, 1)
+        return -0.5 * float(np.log(np.maximum(variance, self.engine.floor)).sum())
+
+    def _start_dynamics(self, path: StartPath) -> None:
+        """One M-step from the start path."""
+        dynamics, batch = self.model.dynamics, self.batch
+        statistics = self._regress(path)
         self.trial_means = update_initial(dynamics, path, batch, START_FLOOR)
         update_process_noise(dynamics, statistics, path, batch, self.trial_means, START_FLOOR)
 
     def _linear_state(self, stage: Stage) -> StartPath | None:
         """Smoothed state of a linear stand-in, fitted for one stage; None where that failed."""
-        model = self.model
-        own, dynamics = (model, self.path, self.trial_means), model.dynamics
-        dim = state_dim(model)
-        stand_in = LinearDynamics(dim, dynamics.n_inputs, input_at_start=dynamics.input_at_start)
-        copies = {n: type(o).from_config(o.config()) for n, o in model.observations.items()}
-        for name, copied in copies.items():
-            copied.tempering.copy_(model.observations[name].tempering)
-        self.model = StateSpaceModel(stand_in, copies)
-        self._start(None)
-        state = None
-        if self._iterate(stage):
-            state = StartPath.of(self._e_step().posterior, self.model, self.batch)
-        self.evidence, self.best, self.good = -np.inf, None, None
-        self.model, self.path, self.trial_means = own
+        run = EMRun(
+            self.engine,
+            linear_stand_in(self.model, state_dim(self.model)),
+            self.batch,
+            self.restart,
+            self.bar,
+        )
+        state = run._state_after(stage)
+        self.rows += run.rows
         return state
+
+    def _first_state(self, dim: int) -> StartPath:
+        """A first guess of a linear state: components of the data, smoothed where they jump."""
+        state = state_path(self.model, self.batch, dim)
+        if all(o.quadratic for o in self.model.observations.values()):
+            return state
+        stand_in, signals = gaussian_stand_in(self.model, self.batch, dim)
+        with EMProgress([GAUSSIAN], 1, show=False) as bar:
+            smoothed = EMRun(self.engine, stand_in, signals, self.restart, bar)._state_after(
+                GAUSSIAN
+            )
+        return state if smoothed is None else smoothed
+
+    def _state_after(self, stage: Stage) -> StartPath | None:
+        """Smoothed state after one stage from a fresh start; None where that failed."""
+        self._start(None)
+        if not self._iterate(stage):
+            return None
+        return StartPath.of(self._e_step().posterior, self.model, self.batch)
 
     # -- stages --------------------------------------------------------------------------------
     def _stage(self, stage: Stage) -> bool:
@@ -268,9 +308,9 @@ class EMRun:
 
     def _m_step(self, stage: Stage, result: LaplaceResult) -> None:
         dynamics, floor = self.model.dynamics, self.engine.floor
-        posterior = result.posterior
+        posterior = mean_corrected(self.model, self.batch, result)
         if {"dynamics", "process_noise"} & set(stage.learn):
-            statistics = self._statistics(result)
+            statistics = self._statistics(posterior, result.slope)
         if "dynamics" in stage.learn:
             update_coefficients(
                 dynamics,
@@ -294,11 +334,11 @@ class EMRun:
         own = float(dynamics.penalty().detach())
         return own + ridge_penalty(dynamics, self.engine.ridge)
 
-    def _statistics(self, result: LaplaceResult) -> TransitionStatistics:
-        arguments = (self.model.dynamics, result.posterior, self.batch)
-        if self.engine.moments == "exact" or not result.slope.shape[2]:
+    def _statistics(self, posterior: GaussianChain, slope: np.ndarray) -> TransitionStatistics:
+        arguments = (self.model.dynamics, posterior, self.batch)
+        if self.engine.moments == "exact" or not slope.shape[2]:
             return exact_statistics(*arguments)
-        return regional_statistics(*arguments, result.slope)
+        return regional_statistics(*arguments, slope)
 
     # -- the last good state -------------------------------------------------------------------
     def _snapshot(self, objective: float, result: LaplaceResult) -> dict:
@@ -315,7 +355,7 @@ class EMRun:
     def recover(self) -> bool:
         """After an interruption, return to the best parameters so far; whether there are any."""
         states = [s for s in (self.best, self.good) if s is not None]
-        if self.model is not self.own or not states:
+        if not states:
             return False
         self._restore(max(states, key=lambda s: s["evidence"]))
         return True

@@ -44,6 +44,8 @@ class LaplaceEM(Engine):
         restarts: Number of starts; the best evidence (on the validation data where given) wins.
         start: ``"auto"`` starts parameters that were set (``from_parameters``, a Fit) where they
             are and fresh ones from the data; ``"data"`` and ``"model"`` force one of the two.
+        candidates: Placements of the hinges that the start of a fresh piecewise-linear map
+            compares, each by one regression on the states of a linear model.
         stages: The stages of the fit; None chooses them (annealed process noise for a fresh
             piecewise-linear map, plain EM otherwise).
         tolerance: A stage ends after three iterations that each gained less than this many
@@ -66,6 +68,7 @@ class LaplaceEM(Engine):
     iterations: int = 50
     restarts: int = 1
     start: str = "auto"
+    candidates: int = 100
     stages: tuple[Stage, ...] | None = None
     tolerance: float = 1e-6
     floor: float = 1e-5
@@ -79,7 +82,7 @@ class LaplaceEM(Engine):
             raise PlssmError(f"LaplaceEM: start is {self.start!r}, wanted auto, data or model.")
         if self.moments not in ("regional", "exact"):
             raise PlssmError(f"LaplaceEM: moments is {self.moments!r}, wanted regional or exact.")
-        for name in ("iterations", "restarts"):
+        for name in ("iterations", "restarts", "candidates"):
             if getattr(self, name) < 1:
                 raise PlssmError(f"LaplaceEM: {name} is {getattr(self, name)}, wanted >= 1.")
         if self.stages is not None:

@@ -13,10 +13,9 @@ from plssm.inference.laplace import laplace_posterior
 from plssm.model import StateSpaceModel
 from plssm.posterior import GaussianChain
 
-__all__ = ["StartPath", "lift", "memory", "observed_path", "state_dim", "state_path", "turn"]
+__all__ = ["StartPath", "memory", "observed_path", "state_dim", "state_path", "turn"]
 
 MAX_LAG_BLOCKS = 64
-MOSTLY_OPEN = 0.2  # the first units are closed for at most this share of the data
 
 
 def state_dim(model: StateSpaceModel) -> int:
@@ -98,46 +97,6 @@ class StartPath:
 def memory(model: StateSpaceModel, batch: Batch) -> int:
     """Number of earlier latent steps that any observation depends on."""
     return max(o.memory(batch.dt) for o in model.observations.values())
-
-
-def lift(state: StartPath, inside: np.ndarray, dim: int, *, seed: int) -> StartPath:
-    r"""Affine features of a state whose hinges are spread over the data.
-
-    .. math:: z_i = v_i^\top x - c_i
-
-    The first k features are the coordinates of the state with random signs (which keeps diagonal
-    process noise diagonal). Their kinks lie at low quantiles of the data, so that these units are
-    open most of the time and carry any linear map. The others are random directions of the
-    whitened state with kinks at random quantiles: regressing the next z on relu(z) is a regression
-    on random hinges, while the observations stay a linear function of z.
-
-    Args:
-        state: The state, k dimensions.
-        inside: Which steps exist, bool ``[B, T]``.
-        dim: Number of features M.
-        seed: Seed of directions and offsets: restarts differ by it.
-
-    Returns:
-        The features with their moments.
-    """
-    rng = np.random.default_rng(seed)
-    flat = state.mean[inside]
-    k = flat.shape[1]
-    spread = flat.std(0)
-    spread = np.where(spread > 1e-6 * spread.max(), spread, spread.max() or 1.0)
-    centred = flat - flat.mean(0)
-    values, vectors = np.linalg.eigh(centred.T @ centred / max(len(flat) - 1, 1))
-    scale = np.sqrt(np.maximum(values, 1e-12 * values.max()))
-    scale = np.where(scale > 0, scale, 1.0)
-    blocks = [np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in range(-(-dim // k) - 1)]
-    own = np.diag(rng.choice((-1.0, 1.0), k) / spread)
-    weights = np.concatenate([own, *(b @ (vectors / scale).T for b in blocks)])[:dim]
-    features = state.mean @ weights.T
-    closed = rng.uniform(0.0, 1.0, dim)
-    closed[:k] *= MOSTLY_OPEN
-    kinks = [np.quantile(f, q) for f, q in zip(features[inside].T, closed, strict=True)]
-    mean = np.where(inside[..., None], features - np.array(kinks), 0.0)
-    return state.mapped(mean, weights)
 
 
 def turn(path: StartPath, *, seed: int) -> StartPath:

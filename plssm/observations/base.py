@@ -350,6 +350,23 @@ class ObservationModel(LinearPredictor):
         with torch.no_grad():
             return expected_derivatives(at, mean, variance)
 
+    def expected_score(self, m: Modality, mean: Tensor, covariance: Tensor) -> Tensor:
+        r"""Expected gradient of the log-density in a Gaussian latent path, ``[B, T, M]``.
+
+        .. math:: E_q[\nabla_{z_t} \log p(y \mid z)], \qquad q(z_t) = N(m_t, P_t)
+
+        Args:
+            m: The modality (samples ``[B, n, N]``).
+            mean: Latent mean ``[B, T, M]``.
+            covariance: Latent covariance ``[B, T, M, M]``.
+
+        Raises:
+            CapabilityError: When the samples depend on several latent steps.
+        """
+        with torch.no_grad():
+            score = make_expectation(self, m, mean, covariance).score()
+        return scatter(score, m.clock, mean.shape[-2])
+
     def m_step(self, m: Modality, mean: Tensor, covariance: Tensor | None) -> None:
         """Raise the expected log-density over the parameters that are not frozen.
 

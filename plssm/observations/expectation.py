@@ -122,6 +122,10 @@ class Expectation(ABC):
     def entries(self, theta: Tensor) -> Tensor:
         """Expected log-density of every entry ``[B, n, N]``."""
 
+    @abstractmethod
+    def score(self) -> Tensor:
+        """Expected gradient in the latent state of every sample ``[B, n, M]``."""
+
     @property
     @abstractmethod
     def parts(self) -> int:
@@ -171,7 +175,7 @@ class Expectation(ABC):
         return values.to(self.model.weight)
 
     def _per_trial(self, pieces: list[Tensor]) -> Tensor:
-        return torch.cat(pieces, dim=1).view(*self.m.y.shape)
+        return torch.cat(pieces, dim=1).view(*self.m.y.shape[:2], -1)
 
 
 class GaussianExpectation(Expectation):
@@ -228,6 +232,17 @@ class GaussianExpectation(Expectation):
                 for r in self._pieces(self.model.predictors)
             ]
         )
+
+    def score(self) -> Tensor:
+        """Expected gradient in the latent state of every sample ``[B, n, M]``."""
+        theta = self.coefficients.read().detach()
+        mean, variance = self._moments(theta)
+        weight = theta[:, : self.model.dim]
+        pieces = []
+        for r in self._pieces(self.model.predictors):
+            d = self.model.expected_derivatives(mean[:, r], variance[:, r], self._rows(r))
+            pieces.append(d.mean.to(weight) @ weight)
+        return self._per_trial(pieces)
 
     @property
     def parts(self) -> int:

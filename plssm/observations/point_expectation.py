@@ -62,12 +62,31 @@ class PointExpectation(Expectation):
     def _slices(self, limit: int = PIECE) -> list[slice]:
         return self._pieces(len(self.points) * self.model.predictors, limit)
 
+    def _states(self, rows: slice) -> Tensor:
+        """Latent states that stand for the Gaussian of some samples ``[c, s, M]``."""
+        states = self.centre[rows].expand(len(self.points), -1, -1)
+        if self.root is None:
+            return states
+        return states + torch.einsum("sij,cj->csi", self.root[rows], self.points)
+
     def _at(self, rows: slice, workspace: Tensor | None = None) -> Regressors:
         """Regressors of some samples at all points."""
-        states = self.centre[rows].expand(len(self.points), -1, -1)
-        if self.root is not None:
-            states = states + torch.einsum("sij,cj->csi", self.root[rows], self.points)
-        return self.regressors.moved(self.model.readout(states), rows, workspace)
+        return self.regressors.moved(self.model.readout(self._states(rows)), rows, workspace)
+
+    def score(self) -> Tensor:
+        """Expected gradient in the latent state of every sample ``[B, n, M]``."""
+        theta, count = self.coefficients.read().detach(), len(self.points)
+        weight, pieces = theta[:, : self.model.dim], []
+        for rows in self._slices():
+            eta = self._like_data(self._at(rows).predict(theta)[None])
+            many = in_a_row(repeated(self._rows(rows), count))
+            gradient = self.model.derivatives(eta, many)[1].unflatten(1, (count, -1))[0]
+            score, slope = (
+                gradient.to(weight) @ weight,
+                self.model.readout.slope(self._states(rows)),
+            )
+            pieces.append((score if slope is None else score * slope).mean(0)[None])
+        return self._per_trial(pieces)
 
     @property
     def parts(self) -> int:
