@@ -24,6 +24,8 @@ from plssm.kernels._vector_gates import assemble_gated
 __all__ = ["Chain", "Hinges", "maximise_trials", "revise_trials", "value_trials"]
 
 _SLOPE = 1e-14  # slopes below this times the stiffness of the pins count as zero
+_PIECE = 64  # steps whose residuals are found together, at most
+_SMALL = 200_000  # multiplications of one product: below what BLAS gives to several threads
 
 
 class Hinges(NamedTuple):
@@ -60,7 +62,9 @@ class Chain(NamedTuple):
         precision: Q.
         initial: Q0.
         mean: [B, M], means of the first states.
-        drift: [B, T-1, M], bias and inputs.
+        drift: [B, T-1, M], u, bias and inputs.
+        pulls: For hinges that are the states themselves, [Q u, -A'Q u, -W'Q u],
+            [B, T-1, 3 M].
         score: [B, T, M].
         information: Curvature of the observation terms.
         trial_stride: Distance of trials in `information`, zero when shared.
@@ -76,6 +80,7 @@ class Chain(NamedTuple):
     initial: np.ndarray
     mean: np.ndarray
     drift: np.ndarray
+    pulls: np.ndarray
     score: np.ndarray
     information: np.ndarray
     trial_stride: int
@@ -112,9 +117,6 @@ def _pin(rows, here, v, z, pinned, at, hinge, chain, size):
     for p in range(chain.hinges):
         if pinned[at + p] == 0:
             continue
-        if hinge.identity:
-            rows[here + p * s + p] += chain.pin
-            continue
         for i in range(m):
             x = chain.pin * hinge.inner[p * m + i]
             v[z + i] -= x * hinge.offset[p]
@@ -126,20 +128,12 @@ def _pin(rows, here, v, z, pinned, at, hinge, chain, size):
 def _assemble_step(rows, here, kind, ir, mode, z, carry, u, jac, slope, step, hinge, chain, size):
     """Writes the joint rows of a step and what its map adds to the right-hand side."""
     m, at = len(size), step * chain.hinges
-    if hinge.identity:
-        behind = 2 * block_size(size)
-        gated = chain.gated
-        assemble_gated(
-            rows, here, gated, kind, gated, behind, slope, at, chain.information, ir, size
-        )
-        _add_drift(mode, z, carry, u, slope, at, step * m, hinge, chain, size)
-    else:
-        bases = chain.bases
-        for i in range(m):
-            u[i] = chain.drift[step * m + i]
-        _linearise(jac, u, slope, at, hinge, size)
-        assemble(rows, here, bases, kind, bases, 0, jac, 0, chain.information, ir, size)
-        add_offset(mode, z, carry, 0, u, 0, bases, 0, jac, 0, size)
+    bases = chain.bases
+    for i in range(m):
+        u[i] = chain.drift[step * m + i]
+    _linearise(jac, u, slope, at, hinge, size)
+    assemble(rows, here, bases, kind, bases, 0, jac, 0, chain.information, ir, size)
+    add_offset(mode, z, carry, 0, u, 0, bases, 0, jac, 0, size)
 
 
 @compiled
@@ -161,12 +155,11 @@ def maximise_trials(
     size,
 ):
     """Maximises active trials for fixed slopes, with pinned gates held at zero if `pins`."""
-    m = len(size)
-    block = block_size(size)
-    steps = chain.steps
-    carry = np.zeros(m)
-    u = np.zeros(m)
-    jac = np.zeros(m * m)
+    m, block, steps = len(size), block_size(size), chain.steps
+    carry, u, jac = np.zeros(m), np.zeros(m), np.zeros(m * m)
+    score, information, bases = chain.score, chain.information, chain.bases
+    gated, pulls, identity = chain.gated, chain.pulls, hinge.identity
+    width, pin = block // m, chain.pin
     for b in range(first, last):
         if not active[b]:
             continue
@@ -179,20 +172,36 @@ def maximise_trials(
             here = start + t * block
             z = (b * steps + t) * m
             ir = b * chain.trial_stride + t * chain.step_stride
-            _start_rhs(mode, z, b, t, chain, size)
-            kind = block if t == 0 else 0
+            kind, step = block if t == 0 else 0, b * (steps - 1) + t
+            at = step * chain.hinges
+            for i in range(m):
+                mode[z + i] = score[z + i]
+            if t == 0:
+                _pull_to_mean(mode, z, b, chain, size)
+            elif identity:
+                for i in range(m):
+                    mode[z + i] += pulls[3 * (at - m) + i]
             if t + 1 == n:
-                assemble_shared(rows, here, chain.bases, kind, chain.information, ir, size)
+                assemble_shared(rows, here, bases, kind, information, ir, size)
                 for i in range(m):
                     mode[z + i] += carry[i]
+            elif identity:
+                assemble_gated(
+                    rows, here, gated, kind, gated, 2 * block, slope, at, information, ir, size
+                )
+                for i in range(m):
+                    pull = 3 * at + m + i
+                    mode[z + i] += pulls[pull] + slope[at + i] * pulls[pull + m]
             else:
-                step = b * (steps - 1) + t
-                at = step * chain.hinges
                 _assemble_step(
                     rows, here, kind, ir, mode, z, carry, u, jac, slope, step, hinge, chain, size
                 )
-                if pins:
-                    _pin(rows, here, mode, z, pinned, at, hinge, chain, size)
+            if pins and identity and t + 1 < n:
+                for p in range(m):
+                    if pinned[at + p] != 0:
+                        rows[here + p * (width + 1)] += pin
+            elif pins and t + 1 < n:
+                _pin(rows, here, mode, z, pinned, at, hinge, chain, size)
             before = here - block if t > 0 else 0
             if not eliminate(rows, here, before, mode, z, z - m if t > 0 else z, size):
                 status[b] = t + 1
@@ -205,39 +214,20 @@ def maximise_trials(
 
 
 @compiled
-def _add_drift(mode, z, carry, u, slope, at, drift, hinge, chain, size):
-    """Adds the carried Q u_{t-1} and -J'Q u_t for J = A + W diag(d), and carries Q u_t on."""
+def _pull_to_mean(mode, z, b, chain, size):
+    """Adds the pull of the first state's mean to the right-hand side."""
     m = len(size)
-    for i in range(m):
-        mode[z + i] += carry[i]
-        carry[i] = 0.0
-        u[i] = -chain.drift[drift + i]
-    subtract_rows(carry, 0, u, 0, chain.precision, 0, size)
-    subtract_rows(mode, z, carry, 0, hinge.linear, 0, size)
-    u[:] = 0.0
-    subtract_rows(u, 0, carry, 0, hinge.outer, 0, size)
-    for i in range(m):
-        mode[z + i] += slope[at + i] * u[i]
+    for k in range(m):
+        for i in range(m):
+            mode[z + i] += chain.mean[b * m + k] * chain.initial[k * m + i]
 
 
 @compiled
-def _start_rhs(mode, z, b, t, chain, size):
-    """Starts the right-hand side of a step: the score, and at first the pull of the mean."""
-    m = len(size)
-    for i in range(m):
-        mode[z + i] = chain.score[z + i]
-    if t == 0:
-        for k in range(m):
-            for i in range(m):
-                mode[z + i] += chain.mean[b * m + k] * chain.initial[k * m + i]
-
-
-@compiled
-def _switch(gate, kink, at, slope, pinned, fraction, pinning, pin, hinges):
-    """Updates the active set of one step; returns the number of changes."""
+def _switch(gate, kink, at, slope, pinned, fraction, pinning, pin):
+    """Updates the active set of some hinges of a step; returns the number of changes."""
     changes = 0
     tolerance = _SLOPE * pin
-    for p in range(hinges):
+    for p in range(gate.size):
         if pinned[at + p] != 0:
             left = pin * gate[p]
             right = left + kink[p]
@@ -261,24 +251,76 @@ def _switch(gate, kink, at, slope, pinned, fraction, pinning, pin, hinges):
 
 
 @compiled
-def _residual(e, relu, gate, mode, z, drift, hinge, chain, size):
-    """Writes the gates of z_t and e = z_{t+1} - F(z_t)."""
+def _square(matrix, start, m):
+    """Block of a flat array as a matrix."""
+    return matrix[start : start + m * m].reshape(m, m)
+
+
+@compiled
+def _residuals(e, part, gate, mode, z, drift, hinge, chain, m):
+    """Writes e = z_{t+1} - F(z_t) of some steps, and their gates block by block."""
+    n = e.shape[0]
+    here = mode[z : z + n * m].reshape(n, m)
+    after = mode[z + m : z + (n + 1) * m].reshape(n, m)
+    moved = chain.drift[drift : drift + n * m].reshape(n, m)
+    np.dot(here, _square(hinge.linear_t, 0, m), part)
+    for t in range(n):
+        for i in range(m):
+            e[t, i] = after[t, i] - moved[t, i] - part[t, i]
+    for block in range(gate.shape[0]):
+        first = block * m
+        if hinge.identity:
+            gate[block] = here
+        else:
+            np.dot(here, _square(hinge.inner_t, first * m, m), gate[block])
+            for t in range(n):
+                for p in range(m):
+                    gate[block, t, p] += hinge.offset[first + p]
+        relu = np.maximum(gate[block], 0.0)
+        np.dot(relu, _square(hinge.outer_t, first * m, m), part)
+        for t in range(n):
+            for i in range(m):
+                e[t, i] -= part[t, i]
+
+
+@compiled
+def _observed(mode, first, last, b, chain, x, size):
+    """Returns the part of the objective that belongs to the observations of some steps."""
+    m, total = len(size), 0.0
+    for t in range(first, last):
+        z = (b * chain.steps + t) * m
+        ir = b * chain.trial_stride + t * chain.step_stride
+        for i in range(m):
+            total += mode[z + i] * chain.score[z + i]
+        total += _half_square(mode, z, chain.information, ir, x, size)
+    return total
+
+
+@compiled
+def _start_value(mode, b, chain, e, x, size):
+    """Returns the part of the objective that belongs to the first state."""
     m = len(size)
     for i in range(m):
-        e[i] = mode[z + m + i] - chain.drift[drift + i]
-    subtract_rows(e, 0, mode, z, hinge.linear_t, 0, size)
-    for first in range(0, chain.hinges, m):
-        if hinge.identity:
-            for p in range(m):
-                gate[p] = mode[z + p]
-        else:
-            for p in range(m):
-                relu[p] = -mode[z + p]
-                gate[first + p] = hinge.offset[first + p]
-            subtract_rows(gate, first, relu, 0, hinge.inner_t, first * m, size)
-        for p in range(m):
-            relu[p] = max(gate[first + p], 0.0)
-        subtract_rows(e, 0, relu, 0, hinge.outer_t, first * m, size)
+        e[i] = mode[b * chain.steps * m + i] - chain.mean[b * m + i]
+    return _half_square(e, 0, chain.initial, 0, x, size)
+
+
+@compiled
+def _workspace(hinges, m):
+    """Returns memory for some steps: residuals and their parts, gates and kinks by block."""
+    piece = max(1, min(_PIECE, _SMALL // (m * m)))
+    return np.empty((2, piece, m)), np.empty((2, hinges // m, piece, m))
+
+
+@compiled
+def _half_squares(e, pulled, precision, m):
+    """Returns -1/2 sum of e'Qe over steps; writes Q e."""
+    np.dot(e, _square(precision, 0, m), pulled)
+    total = 0.0
+    for t in range(e.shape[0]):
+        for i in range(m):
+            total -= e[t, i] * pulled[t, i]
+    return 0.5 * total
 
 
 @compiled
@@ -300,44 +342,37 @@ def revise_trials(
 ):
     """Updates the active set of active trials; writes their objective and number of changes."""
     m = len(size)
-    e = np.zeros(m)
-    x = np.zeros(m)
-    relu = np.zeros(m)
-    gate = np.zeros(chain.hinges)
-    kink = np.zeros(chain.hinges)
+    x, start = np.zeros(m), np.zeros(m)
+    rows, tables = _workspace(chain.hinges, m)
     for b in range(first, last):
         if not active[b]:
             continue
         changes[b] = 0
-        start = b * chain.steps * m
-        for i in range(m):
-            e[i] = mode[start + i] - chain.mean[b * m + i]
-        total = _half_square(e, 0, chain.initial, 0, x, size)
-        for t in range(length[b]):
-            z = start + t * m
-            ir = b * chain.trial_stride + t * chain.step_stride
-            for i in range(m):
-                total += mode[z + i] * chain.score[z + i]
-            total += _half_square(mode, z, chain.information, ir, x, size)
-            if t + 1 == length[b]:
-                continue
+        total = _start_value(mode, b, chain, start, x, size)
+        total += _observed(mode, 0, length[b], b, chain, x, size)
+        for t in range(0, length[b] - 1, rows.shape[1]):
+            n = min(rows.shape[1], length[b] - 1 - t)
+            e, part, z = rows[0, :n], rows[1, :n], (b * chain.steps + t) * m
             step = b * (chain.steps - 1) + t
-            _residual(e, relu, gate, mode, z, step * m, hinge, chain, size)
-            total += _half_square(e, 0, chain.precision, 0, x, size)
-            kink[:] = 0.0
-            for p in range(0, chain.hinges, m):
-                subtract_rows(kink, p, x, 0, hinge.outer, p * m, size)
-            changes[b] += _switch(
-                gate,
-                kink,
-                step * chain.hinges,
-                slope,
-                pinned,
-                fraction,
-                pinning,
-                chain.pin,
-                chain.hinges,
-            )
+            gate = tables[0].reshape(-1)[: chain.hinges * n].reshape(-1, n, m)
+            kink = tables[1].reshape(-1)[: chain.hinges * n].reshape(-1, n, m)
+            _residuals(e, part, gate, mode, z, step * m, hinge, chain, m)
+            total += _half_squares(e, part, chain.precision, m)
+            for block in range(gate.shape[0]):
+                at = block * m
+                np.dot(part, _square(hinge.outer, at * m, m), kink[block])
+                for k in range(n):
+                    here = (step + k) * chain.hinges + at
+                    changes[b] += _switch(
+                        gate[block, k],
+                        kink[block, k],
+                        here,
+                        slope,
+                        pinned,
+                        fraction,
+                        pinning,
+                        chain.pin,
+                    )
         value[b] = total
 
 
@@ -356,23 +391,16 @@ def _half_square(vector, at, matrix, start, product, size):
 def value_trials(path, value, hinge, chain, length, first, last, size):
     """Writes the objective of paths, without constants."""
     m = len(size)
-    e = np.zeros(m)
-    x = np.zeros(m)
-    relu = np.zeros(m)
-    gate = np.zeros(chain.hinges)
+    x, start = np.zeros(m), np.zeros(m)
+    rows, tables = _workspace(chain.hinges, m)
     for b in range(first, last):
-        start = b * chain.steps * m
-        for i in range(m):
-            e[i] = path[start + i] - chain.mean[b * m + i]
-        total = _half_square(e, 0, chain.initial, 0, x, size)
-        for t in range(length[b]):
-            z = start + t * m
-            ir = b * chain.trial_stride + t * chain.step_stride
-            for i in range(m):
-                total += path[z + i] * chain.score[z + i]
-            total += _half_square(path, z, chain.information, ir, x, size)
-            if t + 1 < length[b]:
-                drift = (b * (chain.steps - 1) + t) * m
-                _residual(e, relu, gate, path, z, drift, hinge, chain, size)
-                total += _half_square(e, 0, chain.precision, 0, x, size)
+        total = _start_value(path, b, chain, start, x, size)
+        total += _observed(path, 0, length[b], b, chain, x, size)
+        for t in range(0, length[b] - 1, rows.shape[1]):
+            n = min(rows.shape[1], length[b] - 1 - t)
+            e, part, z = rows[0, :n], rows[1, :n], (b * chain.steps + t) * m
+            step = b * (chain.steps - 1) + t
+            gate = tables[0].reshape(-1)[: chain.hinges * n].reshape(-1, n, m)
+            _residuals(e, part, gate, path, z, step * m, hinge, chain, m)
+            total += _half_squares(e, part, chain.precision, m)
         value[b] = total

@@ -236,7 +236,8 @@ def _search(
             m=m,
         )
         take = active & (factor.status == 0) & ((changes == 0) | (now > value))
-        best[take], visited[take], value[take] = fraction[take], path[take], now[take]
+        for into, found in ((best, fraction), (visited, path), (value, now)):
+            np.copyto(into, found, where=take.reshape(-1, *(1,) * (into.ndim - 1)))
         active &= (factor.status == 0) & (changes != 0)
         if not active.any():
             break

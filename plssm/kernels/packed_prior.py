@@ -65,13 +65,15 @@ def pack_prior(
     hinge = _hinges(form, m)
     precision = checked("precision", precision, (m, m))
     initial_precision = checked("initial_precision", initial_precision, (m, m))
+    drift = drive + form.bias
     chain = loops.Chain(
         joint_bases(precision, initial_precision).reshape(-1),
         _gated_bases(hinge, precision, initial_precision).reshape(-1),
         precision.reshape(-1),
         initial_precision.reshape(-1),
         checked("initial_mean", initial_mean, (n, m)).reshape(-1),
-        (drive + form.bias).reshape(-1),
+        drift.reshape(-1),
+        _pulls(hinge, precision, drift).reshape(-1),
         np.zeros(0),
         np.zeros(0),
         0,
@@ -117,6 +119,14 @@ def _gated_bases(
     bases[2, :, :m], bases[3, :, :m], bases[4, :, :m] = pull @ W, push @ A, push @ W
     bases[4, :, w : w + m] = -push
     return bases
+
+
+def _pulls(hinge: loops.Hinges, precision: np.ndarray, drift: np.ndarray) -> np.ndarray:
+    """What the drift adds to the right-hand sides, for hinges on the states."""
+    if not hinge.identity:
+        return np.zeros(0)
+    A, W = (x.reshape(precision.shape) for x in (hinge.linear, hinge.outer))
+    return drift @ np.hstack([precision, -precision @ A, -precision @ W])
 
 
 def _hinges(form: HingeMap, m: int) -> loops.Hinges:
