@@ -24,6 +24,7 @@ import torch
 
 import plssm as ps
 from plssm.inference import em_run, newton
+from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.em_run import EMRun
 from plssm.inference.progress import EMProgress
 from plssm.posterior import GaussianChain
@@ -32,9 +33,9 @@ DIM, COUNTED, CONTINUOUS, CLASSES = 10, 50, 20, 4
 FIRST = 5  # iteration from which the start is warm
 
 PARTS = {
-    "observation terms": (newton, "expand"),
+    "observation terms": (newton, "_expanded"),
     "mode search": (newton, "find_mode"),
-    "value of a path": (newton, "log_joint"),
+    "value of a path": (ChainPrior, "log_prob"),
     "factor at the mode": (newton, "_true_curvature"),
     "covariances": (GaussianChain, "arrays"),
     "transition statistics": (em_run, "regional_statistics"),

@@ -12,8 +12,9 @@ from plssm.inference.active_set import ActiveSet
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.cold_start import cold_mode
 from plssm.inference.mode_search import ChainMode, find_mode
-from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve, log_joint
+from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve
 from plssm.kernels.mode_search import maximise
+from plssm.kernels.recentre import recentre
 from plssm.linalg.banded import BandedFactor
 from plssm.linalg.block_tridiagonal import ChainFactor
 from plssm.model import StateSpaceModel
@@ -31,13 +32,22 @@ def expand(
     model: StateSpaceModel, batch: Batch, z: np.ndarray, *, positive: bool = False
 ) -> QuadraticTerms:
     """Second-order expansion of all observation terms at a path."""
+    return _expanded(model, batch, z, positive=positive)[0]
+
+
+def _expanded(
+    model: StateSpaceModel, batch: Batch, z: np.ndarray, *, positive: bool = False
+) -> tuple[QuadraticTerms, np.ndarray]:
+    """Expansion of all observation terms at a path, and their value there ``[B]``."""
     path = torch.from_numpy(z)
-    total = None
+    total, value = None, 0.0
     for name, observation in model.observations.items():
         local = observation.local(batch.modalities[name], path, positive=positive)
-        terms = _about(local, z, float(observation.tempering))
+        power = float(observation.tempering)
+        terms = _about(local, z, power)
         total = terms if total is None else _add(total, terms)
-    return replace(total, information=np.ascontiguousarray(total.information))
+        value = value + power * local.log_prob.detach().numpy()
+    return replace(total, information=np.ascontiguousarray(total.information)), value
 
 
 def _about(local: Local, z: np.ndarray, power: float) -> QuadraticTerms:
@@ -45,11 +55,15 @@ def _about(local: Local, z: np.ndarray, power: float) -> QuadraticTerms:
     slope, curvature = local.score.detach().numpy(), local.curvature.detach().numpy()
     if power != 1.0:
         slope, curvature = power * slope, power * curvature
+    value = power * local.log_prob.detach().numpy()
+    if curvature.shape == (*z.shape, z.shape[2]):
+        score, constant = recentre(slope, curvature, z)
+        return QuadraticTerms(value + constant, score, curvature)
     flat = np.zeros((1, 1, *z.shape[2:] * 2))
     banded = curvature if curvature.ndim == 5 else None
     terms = QuadraticTerms(0.0, slope, curvature if banded is None else flat, banded)
     curved = terms.curved(z)
-    constant = power * local.log_prob.detach().numpy() - ((slope + 0.5 * curved) * z).sum((1, 2))
+    constant = value - ((slope + 0.5 * curved) * z).sum((1, 2))
     return replace(terms, constant=constant, score=slope + curved)
 
 
@@ -77,8 +91,8 @@ class _Point:
     ) -> None:
         self.prior, self.model, self.batch, self.z = prior, model, batch, z
         with np.errstate(over="ignore", invalid="ignore"):
-            self.terms = expand(model, batch, z)
-            value = log_joint(prior, self.terms, z)
+            self.terms, value = _expanded(model, batch, z)
+            value = value + prior.log_prob(z)
         self.value = np.where(np.isfinite(value), value, -np.inf)
 
     def region(self, mode: ChainMode) -> ActiveSet | None:

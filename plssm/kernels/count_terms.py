@@ -10,7 +10,7 @@ from scipy.special import gammaln
 from plssm.kernels._compile import compiled
 from plssm.kernels._exponential import exponential
 
-__all__ = ["log_factorial", "poisson_terms", "poisson_terms_plain"]
+__all__ = ["add_log_factorials", "log_factorial", "poisson_terms", "poisson_terms_plain"]
 
 _PRECISE = {"contract", "nsz"}
 _LOOSE = {"contract", "reassoc", "nsz"}
@@ -27,100 +27,148 @@ def log_factorial(n):
 
 
 @compiled
-def _normaliser(y, mask, full, log_width):
-    """Sum of y log width - log y! over the observed entries of one sample."""
-    total, count = 0.0, 0.0
-    for c in range(y.size):
-        if full or mask[c]:
-            count += y[c]
-            total -= log_factorial(y[c])
-    return total + log_width * count
+def add_log_factorials(y, mask, full, sums):
+    """Adds log y! of the observed entries of samples [n, N] to sums [N]."""
+    for t in range(y.shape[0]):
+        largest = 0.0
+        for c in range(y.shape[1]):
+            largest = max(largest, y[t, c])
+        if full and largest < _LOG_FACTORIAL.size:
+            for c in range(y.shape[1]):
+                sums[c] += _LOG_FACTORIAL[np.uintp(y[t, c])]
+            continue
+        for c in range(y.shape[1]):
+            if mask[t, c]:
+                sums[c] += log_factorial(y[t, c])
+
+
+@compiled
+def _predictors(states, weight_t, offset, known, eta):
+    """Writes the predictors of a piece of samples."""
+    np.dot(states, weight_t, eta)
+    for t in range(eta.shape[0]):
+        for c in range(eta.shape[1]):
+            eta[t, c] += offset[c]
+    if known.size:
+        for t in range(eta.shape[0]):
+            for c in range(eta.shape[1]):
+                eta[t, c] += known[t, c]
 
 
 @compiled(fastmath=_PRECISE)
-def _rates(eta, offset, width, bound, rate):
-    """Writes predictors and rates of one sample."""
-    for c in range(eta.size):
-        x = eta[c] + offset[c]
-        eta[c] = x
-        rate[c] = width * exponential(bound if x > bound else x)
+def _rates(eta, width, bound, rate):
+    """Writes the rates of a piece."""
+    for i in range(eta.size):
+        x = eta[i]
+        rate[i] = width * exponential(bound if x > bound else x)
 
 
 @compiled(fastmath=_LOOSE)
 def _residuals(eta, y, rate, gradient):
-    """Writes the gradient of one sample; returns its log-density and largest predictor."""
-    total, largest = 0.0, -np.inf
-    for c in range(y.size):
-        gradient[c] = y[c] - rate[c]
-        total += y[c] * eta[c] - rate[c]
-        largest = max(largest, eta[c])
-    return total, largest
+    """Writes the gradients of a piece.
+
+    Returns:
+        Its log-density without y log width - log y!, the number of events, and the largest
+        predictor.
+    """
+    total, events, largest = 0.0, 0.0, -np.inf
+    for i in range(y.size):
+        gradient[i] = y[i] - rate[i]
+        total += y[i] * eta[i] - rate[i]
+        events += y[i]
+        largest = max(largest, eta[i])
+    return total, events, largest
 
 
 @compiled
 def _masked(eta, y, mask, rate, gradient):
-    """Leaves out the unobserved entries of a sample; returns the rest as `_residuals` does."""
-    total, largest = 0.0, -np.inf
-    for c in range(y.size):
-        if mask[c]:
-            total += y[c] * eta[c] - rate[c]
-            largest = max(largest, eta[c])
+    """The same, with zeros for what was not observed."""
+    total, events, largest = 0.0, 0.0, -np.inf
+    for i in range(y.size):
+        if mask[i]:
+            gradient[i] = y[i] - rate[i]
+            total += y[i] * eta[i] - rate[i]
+            events += y[i]
+            largest = max(largest, eta[i])
         else:
-            rate[c] = gradient[c] = 0.0
-    return total, largest
+            rate[i] = gradient[i] = 0.0
+    return total, events, largest
 
 
 @compiled
 def _continued(eta, y, mask, bound, rate, gradient):
     """Goes on with a parabola beyond the bound; returns the change of the log-density."""
     change = 0.0
-    for c in range(y.size):
-        if not mask[c] or eta[c] <= bound:
+    for i in range(y.size):
+        if not mask[i] or eta[i] <= bound:
             continue
-        d = eta[c] - bound
+        d = eta[i] - bound
         growth = 1.0 + d + 0.5 * d * d
         slope = (1.0 + d) / growth
-        mean = rate[c] * growth
-        change += y[c] * (bound + math.log(growth) - eta[c]) - (mean - rate[c])
-        gradient[c] = (y[c] - mean) * slope
-        rate[c] += y[c] * (slope * slope - 1.0 / growth)
+        mean = rate[i] * growth
+        change += y[i] * (bound + math.log(growth) - eta[i]) - (mean - rate[i])
+        gradient[i] = (y[i] - mean) * slope
+        rate[i] += y[i] * (slope * slope - 1.0 / growth)
     return change
+
+
+@compiled
+def _pair_products(weight):
+    """Products of two columns, [N, M (M + 1) / 2], and their places in a row of M * M."""
+    channels, dim = weight.shape
+    pairs = np.empty((channels, dim * (dim + 1) // 2))
+    place = np.empty(dim * dim, dtype=np.int64)
+    k = 0
+    for i in range(dim):
+        for j in range(i, dim):
+            place[i * dim + j] = place[j * dim + i] = k
+            for c in range(channels):
+                pairs[c, k] = weight[c, i] * weight[c, j]
+            k += 1
+    return pairs, place
+
+
+@compiled
+def _unpack(packed, place, out):
+    """Writes symmetric matrices from their upper triangles."""
+    for t in range(out.shape[0]):
+        for k in range(place.size):
+            out[t, k] = packed[t, place[k]]
 
 
 @compiled
 def _terms(y, mask, states, weight, offset, known, width, bound, value, score, curvature):
     """Goes through the samples in pieces that stay in the cache."""
     trials, samples, channels = y.shape
-    dim = weight.shape[1]
     weight_t = np.ascontiguousarray(weight.T)
-    pairs = np.empty((channels, dim * dim))
-    for c in range(channels):
-        for i in range(dim):
-            for j in range(dim):
-                pairs[c, i * dim + j] = weight[c, i] * weight[c, j]
-    piece = max(1, _SMALL // pairs.size)
-    rate, gradient = np.empty((piece, channels)), np.empty((piece, channels))
-    shift, log_width = offset.copy(), math.log(width)
+    pairs, place = _pair_products(weight)
+    piece = max(1, min(samples, _SMALL // pairs.size))
+    workspace, packed = np.empty((3, piece, channels)), np.empty((piece, pairs.shape[1]))
+    log_width, factorials = math.log(width), np.empty(channels)
     for b in range(trials):
+        full = mask[b].all()
+        factorials[:] = 0.0
+        add_log_factorials(y[b], mask[b], full, factorials)
+        value[b] = -factorials.sum()
         for start in range(0, samples, piece):
             stop = min(start + piece, samples)
-            eta = np.dot(states[b, start:stop], weight_t)
-            for i in range(stop - start):
-                t = start + i
-                if known.size:
-                    shift[:] = offset + known[b, t]
-                seen, n = mask[b, t], y[b, t]
-                full = seen.all()
-                _rates(eta[i], shift, width, bound, rate[i])
-                here, largest = _residuals(eta[i], n, rate[i], gradient[i])
-                if not full:
-                    here, largest = _masked(eta[i], n, seen, rate[i], gradient[i])
-                if largest > bound:
-                    here += _continued(eta[i], n, seen, bound, rate[i], gradient[i])
-                value[b] += here + _normaliser(n, seen, full, log_width)
             count = stop - start
-            score[b, start:stop] = np.dot(gradient[:count], weight)
-            curvature[b, start:stop] = np.dot(rate[:count], pairs)
+            eta, rate, gradient = workspace[0, :count], workspace[1, :count], workspace[2, :count]
+            given = known[b, start:stop] if known.size else known[0:0, 0]
+            _predictors(states[b, start:stop], weight_t, offset, given, eta)
+            n, seen = y[b, start:stop].reshape(-1), mask[b, start:stop].reshape(-1)
+            x, r, g = eta.reshape(-1), rate.reshape(-1), gradient.reshape(-1)
+            _rates(x, width, bound, r)
+            if full:
+                here, events, largest = _residuals(x, n, r, g)
+            else:
+                here, events, largest = _masked(x, n, seen, r, g)
+            if largest > bound:
+                here += _continued(x, n, seen, bound, r, g)
+            value[b] += here + log_width * events
+            np.dot(gradient, weight, score[b, start:stop])
+            np.dot(rate, pairs, packed[:count])
+            _unpack(packed[:count], place, curvature[b, start:stop])
 
 
 def poisson_terms(
