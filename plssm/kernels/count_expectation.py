@@ -10,8 +10,8 @@ from scipy.special import gammaln
 
 from plssm.kernels._compile import compiled
 from plssm.kernels._exponential import exponential
-from plssm.kernels.count_terms import log_factorial
-from plssm.kernels.predictor_newton import BLOCK, copy_channels, sample_blocks, tile
+from plssm.kernels.count_terms import add_log_factorials
+from plssm.kernels.predictor_newton import BLOCK, copy_channels, tile
 
 __all__ = [
     "CountSamples",
@@ -33,23 +33,32 @@ class CountSamples(NamedTuple):
 
     Args:
         covariance: [blocks, M, M * BLOCK], rows of V_t, samples innermost.
-        packed: [blocks, M (M + 1) / 2, BLOCK], the upper triangles alone.
-        regressors: [blocks, Q, BLOCK].
-        counts: y, [blocks, N, BLOCK], zero where nothing was observed.
-        seen: [blocks, N, BLOCK], 1 where observed, else 0.
+        features: [blocks, Q + M (M + 1) / 2, BLOCK], regressors, then upper triangles of V_t.
+        seen: [blocks, N, BLOCK], 1 where observed, else 0; of size 0 where all is observed.
         offset: Known part of the predictors [blocks, N, BLOCK], or of size 0.
-        constant: [N], sum of y log Delta - log y!.
+        totals: [N, Q], sums of y x over what was observed.
+        constant: [N], sums of y (log Delta + offset) - log y!.
         width: Delta, width of a bin.
+        samples: S.
     """
 
     covariance: np.ndarray
-    packed: np.ndarray
-    regressors: np.ndarray
-    counts: np.ndarray
+    features: np.ndarray
     seen: np.ndarray
     offset: np.ndarray
+    totals: np.ndarray
     constant: np.ndarray
     width: float
+    samples: int
+
+    def channels(self, rows: np.ndarray) -> CountSamples:
+        """The same samples of some channels."""
+        seen, offset = (
+            np.ascontiguousarray(x[:, rows]) if x.size else x for x in (self.seen, self.offset)
+        )
+        return self._replace(
+            seen=seen, offset=offset, totals=self.totals[rows], constant=self.constant[rows]
+        )
 
 
 def count_samples(
@@ -63,6 +72,8 @@ def count_samples(
 ) -> CountSamples:
     """Lays the samples out for `expected_counts`.
 
+    The counts themselves enter only through their sums with the regressors.
+
     Args:
         covariance: V, [S, M, M], symmetric.
         regressors: X, [S, Q], the latent means first, with Q >= M.
@@ -74,89 +85,123 @@ def count_samples(
     Returns:
         The samples.
     """
-    V, X = sample_blocks(covariance, regressors)
-    counts = np.require(counts, np.float64, "CW")
+    covariance, regressors, counts = (
+        np.require(x, np.float64, "CW") for x in (covariance, regressors, counts)
+    )
     mask = np.require(mask, np.bool_, "CW")
-    shape = (len(V), counts.shape[1], BLOCK)
-    y, seen, constant = np.zeros(shape), np.zeros(shape), np.zeros(counts.shape[1])
-    _copy_counts(counts, mask, math.log(width), y, seen, constant)
-    upper = np.flatnonzero(np.triu(np.ones(covariance.shape[1:])))
-    packed = np.take(V.reshape(len(V), -1, BLOCK), upper, axis=1)
-    shift = np.zeros((0, 0, 0))
+    size, columns = covariance.shape[1], regressors.shape[1]
+    blocks, channels = -(-len(counts) // BLOCK), counts.shape[1]
+    V = np.empty((blocks, size * size, BLOCK))
+    features = np.empty((blocks, columns + size * (size + 1) // 2, BLOCK))
+    _lay_out(covariance.reshape(-1, size * size), regressors, V, features)
+    full, none = bool(mask.all()), np.zeros((0, 0, 0))
+    seen = none if full else np.empty((blocks, channels, BLOCK))
+    shift = none if offset is None else np.empty((blocks, channels, BLOCK))
+    _copy_blocks(mask, seen)
+    if not full:
+        counts = np.where(mask, counts, 0.0)
+    totals, constant = np.zeros((channels, columns)), np.zeros(channels)
+    _add_counts(counts, mask, full, regressors, math.log(width), totals, constant)
     if offset is not None:
-        offset, shift = np.require(offset, np.float64, "CW"), np.empty(shape)
-        for k in range(len(shift)):
-            copy_channels(offset, k * BLOCK, shift[k])
-    return CountSamples(V, packed, X, y, seen, shift, constant, float(width))
+        offset = np.require(offset, np.float64, "CW")
+        _copy_blocks(offset, shift)
+        constant += (counts * offset).sum(0)
+    V = V.reshape(blocks, size, size * BLOCK)
+    return CountSamples(V, features, seen, shift, totals, constant, float(width), len(counts))
 
 
 @compiled
-def _copy_counts(counts, mask, log_width, y, seen, constant):
-    """Copies what was observed to blocks; adds y log Delta - log y! to the constants."""
-    for t in range(counts.shape[0]):
-        block, place = t // y.shape[2], t % y.shape[2]
-        for c in range(counts.shape[1]):
-            if mask[t, c]:
-                n = counts[t, c]
-                y[block, c, place], seen[block, c, place] = n, 1.0
-                constant[c] += n * log_width - log_factorial(n)
+def _copy_blocks(source, out):
+    """Copies samples [S, N] to blocks [blocks, N, BLOCK], zeros behind."""
+    for k in range(out.shape[0]):
+        copy_channels(source, k * out.shape[2], out[k])
+
+
+@compiled
+def _lay_out(covariance, regressors, V, features):
+    """Copies covariances and regressors to blocks."""
+    columns, size = regressors.shape[1], int(math.sqrt(covariance.shape[1]))
+    for k in range(V.shape[0]):
+        copy_channels(covariance, k * V.shape[2], V[k])
+        copy_channels(regressors, k * V.shape[2], features[k, :columns])
+        row = columns
+        for i in range(size):
+            for j in range(i, size):
+                features[k, row] = V[k, i * size + j]
+                row += 1
+
+
+@compiled
+def _add_counts(counts, mask, full, regressors, log_width, totals, constant):
+    """Adds the sums of y x, and of y log width - log y!, in which y is 0 where unobserved."""
+    samples, channels = counts.shape
+    events, factorials = np.zeros(channels), np.zeros(channels)
+    add_log_factorials(counts, mask, full, factorials)
+    rows = max(1, _SMALL // (channels * regressors.shape[1]))
+    for start in range(0, samples, rows):
+        totals += np.dot(counts[start : start + rows].T, regressors[start : start + rows])
+    for t in range(samples):
+        for c in range(channels):
+            events[c] += counts[t, c]
+    for c in range(channels):
+        constant[c] += log_width * events[c] - factorials[c]
 
 
 @compiled(fastmath=_PRECISE)
-def _rates(mean, variance, seen, offset, width, rate):
+def _rates(exponent, offset, width, rate):
     """Writes the expected counts of one channel."""
+    if offset.size:
+        for t in range(rate.size):
+            exponent[t] += offset[t]
     for t in range(rate.size):
-        x = mean[t] + 0.5 * variance[t]
-        if offset.size:
-            x += offset[t]
-        rate[t] = seen[t] * (width * exponential(_LARGEST if x > _LARGEST else x))
+        x = exponent[t]
+        rate[t] = width * exponential(_LARGEST if x > _LARGEST else x)
 
 
 @compiled(fastmath=_LOOSE)
-def _density(mean, y, offset, rate, residual):
-    """Writes y - rate of one channel; returns the sum of y mean - rate."""
+def _total(rate, seen):
+    """Leaves out what was not observed; returns the sum of the rest."""
     total = 0.0
-    for t in range(rate.size):
-        x = mean[t]
-        if offset.size:
-            x += offset[t]
-        total += y[t] * x - rate[t]
-        residual[t] = y[t] - rate[t]
+    if seen.size:
+        for t in range(rate.size):
+            rate[t] *= seen[t]
+            total += rate[t]
+    else:
+        for t in range(rate.size):
+            total += rate[t]
     return total
 
 
 @compiled
-def _sums(packed, X, y, seen, offset, width, theta, squares, value, gradient, spread, rate):
-    """Adds up values, sums of residual x, and sums of rate V (packed); writes the rates."""
-    channels, blocks = theta.shape[0], X.shape[0]
-    group = max(1, _SMALL // (packed.shape[1] * packed.shape[2]))
-    residual = np.empty((group, X.shape[2]))
-    none = np.empty(0)
-    for start in range(0, channels, group):
-        stop = min(start + group, channels)
-        count = stop - start
-        for k in range(blocks):
-            mean = np.dot(theta[start:stop], X[k])
-            variance = np.dot(squares[start:stop], packed[k])
-            for i in range(count):
-                c = start + i
-                o = offset[k, c] if offset.size else none
-                _rates(mean[i], variance[i], seen[k, c], o, width, rate[k, c])
-                value[c] += _density(mean[i], y[k, c], o, rate[k, c], residual[i])
-            gradient[start:stop] += np.dot(residual[:count], X[k].T)
-            spread[start:stop] += np.dot(rate[k, start:stop], packed[k].T)
+def _sums(features, seen, offset, width, samples, weight, total, sums, rate):
+    """Adds up the rates and their products with the features; writes the rates."""
+    channels, size = weight.shape[0], features.shape[2]
+    group = max(1, _SMALL // (features.shape[1] * size))
+    exponent, none = np.empty((group, size)), np.empty(0)
+    for k in range(features.shape[0]):
+        for start in range(0, channels, group):
+            stop = min(start + group, channels)
+            np.dot(weight[start:stop], features[k], exponent[: stop - start])
+            for c in range(start, stop):
+                _rates(
+                    exponent[c - start], offset[k, c] if offset.size else none, width, rate[k, c]
+                )
+                rate[k, c, min(size, samples - k * size) :] = 0.0
+                total[c] += _total(rate[k, c], seen[k, c] if seen.size else none)
+            sums[start:stop] += np.dot(rate[k, start:stop], features[k].T)
 
 
 @compiled(fastmath=_LOOSE)
-def _shift(X, b, rate, moved, weighed):
-    """Writes a = x + b, and a times the rate."""
-    for j in range(X.shape[0]):
+def _weigh(X, b, rate, root, a):
+    """Writes a = (x + b), weighed with the root of the rate."""
+    for t in range(rate.size):
+        root[t] = math.sqrt(rate[t])
+    for j in range(b.shape[0]):
         for t in range(rate.size):
-            a = X[j, t]
-            if j < b.shape[0]:
-                a += b[j, t]
-            moved[j, t] = a
-            weighed[j, t] = rate[t] * a
+            a[j, t] = root[t] * (X[j, t] + b[j, t])
+    for j in range(b.shape[0], X.shape[0]):
+        for t in range(rate.size):
+            a[j, t] = root[t] * X[j, t]
 
 
 @compiled
@@ -164,7 +209,7 @@ def _squares(V, X, theta, rate, sums):
     """Adds the sums of rate a a' to sums [N, rows, columns], padded; on and below the diagonal."""
     channels, size = theta.shape[0], V.shape[1]
     width = X.shape[2]
-    moved, weighed = np.zeros((sums.shape[2], width)), np.zeros((sums.shape[1], width))
+    root, a = np.empty(width), np.zeros((max(sums.shape[1], sums.shape[2]), width))
     weight = np.ascontiguousarray(theta[:, :size])
     b = np.empty((_GROUP, size * width))
     for k in range(X.shape[0]):
@@ -173,10 +218,23 @@ def _squares(V, X, theta, rate, sums):
             np.dot(weight[start : start + count], V[k], b[:count])
             for i in range(count):
                 c = start + i
-                _shift(X[k], b[i].reshape(size, width), rate[k, c], moved, weighed)
+                moved = b[i].reshape(size, width)
+                _weigh(X[k, : theta.shape[1]], moved, rate[k, c], root, a)
                 for row in range(0, sums.shape[1], 4):
                     for column in range(0, min(row + 4, sums.shape[2]), 3):
-                        tile(weighed, moved, row, column, sums[c])
+                        tile(a, a, row, column, sums[c])
+
+
+@compiled
+def _complete(sums, spread, curvature):
+    """Writes lower triangles and their transpose, plus the spread of the first coefficients."""
+    for c in range(curvature.shape[0]):
+        for i in range(curvature.shape[1]):
+            for j in range(i + 1):
+                x = sums[c, i, j]
+                if i < spread.shape[1]:
+                    x += spread[c, i, j]
+                curvature[c, i, j] = curvature[c, j, i] = x
 
 
 def expected_counts(
@@ -189,8 +247,9 @@ def expected_counts(
         \mu_{tn} = \theta_n^\top x_t + o_{tn}, \quad
         e_{tn} = \Delta\, e^{\mu_{tn} + c_n^\top V_t c_n / 2}
 
-    where c is the part of theta that belongs to the latent states. Expected counts are cut off at
-    Delta exp(600); nothing else keeps them from becoming large.
+    where c is the part of theta that belongs to the latent states. The exponent is linear in the
+    regressors and the entries of V_t, and so is what the gradient needs of e. Expected counts are
+    cut off at Delta exp(600); nothing else keeps them from becoming large.
 
     Args:
         samples: The samples.
@@ -200,32 +259,58 @@ def expected_counts(
         F [N], its gradient in theta [N, Q], the sums of e V [N, M, M], and e in blocks
         [blocks, N, BLOCK].
     """
-    V, packed, X = samples[:3]
-    size, channels = V.shape[1], len(theta)
     theta = np.require(theta, np.float64, "CW")
-    i, j = np.triu_indices(size)
-    c = theta[:, :size]
-    squares = np.where(i == j, 1.0, 2.0) * c[:, i] * c[:, j]
-    value, gradient = samples.constant.copy(), np.zeros(theta.shape)
-    half, rate = np.zeros((channels, len(i))), np.empty((len(X), channels, BLOCK))
+    channels, size = len(theta), samples.covariance.shape[1]
+    weight = _coefficients(theta, size)
+    total, sums = np.zeros(channels), np.zeros(weight.shape)
+    rate = np.empty((len(samples.features), channels, BLOCK))
     _sums(
-        packed,
-        X,
-        samples.counts,
+        samples.features,
         samples.seen,
         samples.offset,
         samples.width,
-        theta,
-        np.ascontiguousarray(squares),
-        value,
-        gradient,
-        half,
+        samples.samples,
+        weight,
+        total,
+        sums,
         rate,
     )
-    spread = np.empty((channels, size, size))
-    spread[:, i, j] = spread[:, j, i] = half
-    gradient[:, :size] -= (spread @ c[..., None])[..., 0]
+    value = samples.constant + (theta * samples.totals).sum(1) - total
+    gradient, spread = np.empty(theta.shape), np.empty((channels, size, size))
+    _gradient(samples.totals, sums, theta, gradient, spread)
     return value, gradient, spread, rate
+
+
+@compiled
+def _coefficients(theta, size):
+    """Coefficients of the exponents in the features."""
+    channels, columns = theta.shape
+    weight = np.empty((channels, columns + size * (size + 1) // 2))
+    for c in range(channels):
+        weight[c, :columns] = theta[c]
+        at = columns
+        for i in range(size):
+            for j in range(i, size):
+                weight[c, at] = (0.5 if i == j else 1.0) * theta[c, i] * theta[c, j]
+                at += 1
+    return weight
+
+
+@compiled
+def _gradient(totals, sums, theta, gradient, spread):
+    """Writes gradients and the sums of e V from the sums of e times the features."""
+    (channels, columns), size = theta.shape, spread.shape[1]
+    for c in range(channels):
+        for j in range(columns):
+            gradient[c, j] = totals[c, j] - sums[c, j]
+        at = columns
+        for i in range(size):
+            for j in range(i, size):
+                spread[c, i, j] = spread[c, j, i] = sums[c, at]
+                at += 1
+        for i in range(size):
+            for j in range(size):
+                gradient[c, i] -= spread[c, i, j] * theta[c, j]
 
 
 def expected_counts_curvature(
@@ -248,12 +333,10 @@ def expected_counts_curvature(
     """
     theta = np.require(theta, np.float64, "CW")
     channels, columns = theta.shape
-    size = spread.shape[1]
     sums = np.zeros((channels, -(-columns // 4) * 4, -(-columns // 3) * 3))
-    _squares(samples.covariance, samples.regressors, theta, rate, sums)
-    lower = np.tril(sums[:, :columns, :columns])
-    curvature = lower + np.tril(lower, -1).swapaxes(1, 2)
-    curvature[:, :size, :size] += spread
+    _squares(samples.covariance, samples.features, theta, rate, sums)
+    curvature = np.empty((channels, columns, columns))
+    _complete(sums, spread, curvature)
     return curvature
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,8 @@ class CountExpectation(GaussianExpectation):
         covariance: Latent covariance of every sample ``[B, n, M, M]``.
     """
 
+    _last: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
     def _with_offset(
         self, regressors: Regressors, centre: Tensor, covariates: Tensor | None
     ) -> Regressors:
@@ -64,12 +67,36 @@ class CountExpectation(GaussianExpectation):
         if self.regressors.own is not None or not self.model.compilable(theta):
             return super().expand(theta, curvature=curvature)
         coefficients = theta.detach().numpy()
+        known = None if curvature else self._moved(coefficients)
+        if known is not None:
+            return known
         value, gradient, spread, rate = expected_counts(self._counts, coefficients)
-        usual = rate.size and rate.max() <= self.model.bin_seconds * math.exp(LOG_RATE_BOUND)
-        if not usual:
+        if not self._usual(rate):
             return super().expand(theta, curvature=curvature)
+        self._last = coefficients.copy(), value, gradient
         hessian = None
         if curvature:
             hessian = expected_counts_curvature(self._counts, coefficients, spread, rate)
             hessian = torch.from_numpy(hessian)
         return Expansion(torch.from_numpy(value), torch.from_numpy(gradient), hessian)
+
+    def _usual(self, rate: np.ndarray) -> bool:
+        """Whether all rates are on the exponential part of the link."""
+        limit = self.model.bin_seconds * math.exp(LOG_RATE_BOUND)
+        return bool(rate.size and rate.max() <= limit)
+
+    def _moved(self, theta: np.ndarray) -> Expansion | None:
+        """Value and gradient where only some channels moved since the last time, else None."""
+        if self._last is None or self._last[0].shape != theta.shape:
+            return None
+        rows = np.flatnonzero((theta != self._last[0]).any(1))
+        if 2 * len(rows) > len(theta):
+            return None
+        value, gradient = self._last[1].copy(), self._last[2].copy()
+        if len(rows):
+            some = self._counts.channels(rows)
+            value[rows], gradient[rows], _, rate = expected_counts(some, theta[rows])
+            if not self._usual(rate):
+                return None
+        self._last = theta.copy(), value, gradient
+        return Expansion(torch.from_numpy(value), torch.from_numpy(gradient), None)

@@ -55,11 +55,17 @@ def make_expectation(
         )
     centre = model.at_samples(mean, m)
     spread = None if covariance is None else model.at_samples(covariance, m, event=2)
-    if spread is None or not spread.detach().cpu().numpy().any():
+    if spread is None or not _nonzero(spread):
         return PointExpectation(model, m, centre, None)
     if model.readout.affine and not model.coupled:
         return model.channel_expectation(model, m, centre, spread)
     return PointExpectation(model, m, centre, spread)
+
+
+def _nonzero(values: Tensor) -> bool:
+    """Whether any number is not zero; looks at the first block of numbers first."""
+    numbers = values.detach().cpu().numpy()
+    return bool(numbers[:1, :1].any() or numbers.any())
 
 
 def raise_expectation(

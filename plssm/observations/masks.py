@@ -20,10 +20,15 @@ def complete(mask: Tensor) -> bool:
 
 def observed_counts(mask: Tensor) -> Tensor:
     """Number of observed entries of each channel, of a mask ``[B, n, N]``, as ``[N]`` float64."""
-    counts = _array(mask).reshape(-1, mask.shape[-1]).sum(0)
-    return torch.from_numpy(counts.astype(np.float64))
+    seen = _array(mask).reshape(-1, mask.shape[-1])
+    if seen.all():
+        return torch.full(seen.shape[1:], float(len(seen)), dtype=torch.float64)
+    return torch.from_numpy(seen.sum(0).astype(np.float64))
 
 
 def observed_samples(mask: Tensor) -> Tensor:
     """Samples with an observed channel, of a mask ``[B, n, N]``, as bool ``[B n]`` on the CPU."""
-    return torch.from_numpy(_array(mask).any(-1).reshape(-1))
+    seen = _array(mask).reshape(-1, mask.shape[-1])
+    if seen.shape[1] and seen.all():
+        return torch.ones(len(seen), dtype=torch.bool)
+    return torch.from_numpy(seen.any(-1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ _SHORTEST = 1e-8
 _ROUNDING = 1e-12
 _FLATTEST = 1e-6
 _REUSED = 2  # trials in a row that may do without a new curvature
+_FAR = 4.0  # how much closer two steps with one curvature come than the cube of the distance
 _SMALL = 64  # coefficients of a problem up to which the compiled solves are faster
 
 
@@ -91,41 +93,54 @@ class _Problems(Protocol):
 class _State(NamedTuple):
     """Where the steps are, all with ridge: ``[P, q]``, ``[P]``, ``[P, q]``, ``[P, q, q]``."""
 
-    theta: Tensor
-    plain: Tensor
-    value: Tensor
-    gradient: Tensor
-    curvature: Tensor
+    theta: np.ndarray
+    plain: np.ndarray
+    value: np.ndarray
+    gradient: np.ndarray
+    curvature: np.ndarray
 
     @classmethod
     def at(
-        cls, theta: Tensor, e: Expansion, free: Tensor, ridge: Tensor, old: Tensor | None = None
+        cls,
+        theta: np.ndarray,
+        e: Expansion,
+        free: np.ndarray,
+        ridge: np.ndarray,
+        old: np.ndarray | None = None,
     ) -> _State:
         """State from an expansion without the ridge, and an old curvature where it has none."""
-        gradient = torch.where(free, e.gradient - ridge * theta, 0.0)
-        curvature = old
+        gradient = np.where(free, e.gradient.numpy() - ridge * theta, 0.0)
+        plain, curvature = e.value.numpy(), old
         if e.curvature is not None:
-            curvature = e.curvature
-            if not bool(free.all()):
-                curvature = torch.where(free[:, :, None] & free[:, None, :], curvature, 0.0)
-            curvature = curvature + torch.diag_embed(ridge * free)
-        value = e.value - 0.5 * (ridge * theta.square()).sum(-1)
-        return cls(theta, e.value, value, gradient, curvature)
+            curvature = e.curvature.numpy().copy()
+            if not free.all():
+                curvature[~(free[:, :, None] & free[:, None, :])] = 0.0
+            every = np.arange(free.shape[1])
+            curvature[:, every, every] += ridge * free
+        value = plain - 0.5 * (ridge * theta**2).sum(-1)
+        return cls(theta, plain, value, gradient, curvature)
 
     @property
-    def finite(self) -> Tensor:
+    def finite(self) -> np.ndarray:
         """Problems with finite value and derivatives, bool ``[P]``."""
-        parts = (self.value, self.gradient.sum(-1), self.curvature.sum((-2, -1)))
-        return torch.stack([torch.isfinite(x) for x in parts]).all(0)
+        parts = (self.gradient, self.curvature.reshape(len(self.value), -1))
+        return np.isfinite(self.value + sum(x.sum(-1) for x in parts))
 
-    def where(self, chosen: Tensor, other: _State) -> _State:
+    def where(self, chosen: np.ndarray, other: _State) -> _State:
         """This state for the chosen problems, the other one for the rest."""
-        if bool(chosen.all()):
+        if chosen.all():
             return self
-        shapes = (chosen.view(-1, *(1,) * (x.ndim - 1)) for x in self)
-        return _State(*(torch.where(c, a, b) for c, a, b in zip(shapes, self, other)))
+        shapes = (chosen.reshape(-1, *(1,) * (x.ndim - 1)) for x in self)
+        return _State(*(np.where(c, a, b) for c, a, b in zip(shapes, self, other, strict=True)))
+
+    def newton(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Newton steps ``[P, q]``, how steep the way is ``[P]``, and where it is concave."""
+        parts = (torch.from_numpy(x) for x in (self.gradient, self.curvature))
+        step, concave = (x.numpy() for x in _direction(*parts))
+        return step, (self.gradient * step).sum(-1), concave
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def climb(
     expand: _Problems,
     start: Tensor,
@@ -145,8 +160,8 @@ def climb(
 
     with g the gradient, H the curvature and n the number of observed entries: the gradient,
     relative to what one entry contributes, which no rescaling of the regressors changes. Where
-    two more steps with the present curvature should settle all problems, that of the next trial
-    is not asked for.
+    two steps with the present curvature should settle all problems, that of the next trial is not
+    asked for: they leave about the cube of the distance.
 
     Args:
         expand: Map from coefficients ``[P, q]`` to value, gradient and curvature.
@@ -160,42 +175,46 @@ def climb(
     Returns:
         The end of the steps; no problem has a lower penalised value than at the start.
     """
-    here = _State.at(start, expand(start, curvature=True), free, ridge)
+    free, ridge, n = (x.detach().numpy() for x in (free, ridge, count))
+    begin = start.detach().numpy()
+    here = _State.at(begin, expand(start, curvature=True), free, ridge)
     usable = here.finite
-    here = here.where(usable, _State(start, *(torch.zeros_like(x) for x in here[1:])))
-    first = torch.where(usable, here.plain, -torch.inf)
-    step, concave = _direction(here.gradient, here.curvature)
-    slope = (here.gradient * step).sum(-1)
-    length, scale = torch.ones_like(first), count.clamp_min(1)
+    here = here.where(usable, _State(begin, *(np.zeros_like(x) for x in here[1:])))
+    first = np.where(usable, here.plain, -np.inf)
+    step, slope, concave = here.newton()
+    length, scale = np.ones_like(first), np.maximum(n, 1)
     limit = tolerance**2 * scale
     settled, stuck, trials, old = usable & (slope <= limit), ~usable, 1, 0
-    while trials <= iterations and not bool((settled | stuck).all()):
+    while trials <= iterations and not (settled | stuck).all():
         active = ~(settled | stuck)
-        trial = here.theta + torch.where(active, length, 0.0)[:, None] * step
-        far = bool((active & ((length < 1) | (slope**3 > limit * scale**2))).any())
-        e = expand(trial, curvature=far or old == _REUSED)
+        trial = here.theta + np.where(active, length, 0.0)[:, None] * step
+        near = (slope / _FAR) ** 3 <= limit * scale**2
+        far = bool((active & ((length < 1) | ~near)).any())
+        e = expand(torch.from_numpy(trial), curvature=far or old == _REUSED)
         old = 0 if e.curvature is not None else old + 1
         there = _State.at(trial, e, free, ridge, here.curvature)
         trials += 1
         rise = there.value - here.value
-        noise = _ROUNDING * here.value.abs().clamp_min(1.0)
+        noise = _ROUNDING * np.maximum(np.abs(here.value), 1.0)
         accepted = active & there.finite & (rise >= _ARMIJO * length * slope - noise)
-        shorter = _shortened(rise, slope, length)
-        length = torch.where(accepted, (8 * length).clamp_max(1.0), shorter)
-        stuck = stuck | (active & ~accepted & (length < _SHORTEST))
+        longer = np.minimum(8 * length, 1.0)
+        if (accepted | ~active).all():
+            length = longer
+        else:
+            length = np.where(accepted, longer, _shortened(rise, slope, length))
+            stuck = stuck | (active & ~accepted & (length < _SHORTEST))
         here = there.where(accepted, here)
-        step, concave = _direction(here.gradient, here.curvature)
-        slope = (here.gradient * step).sum(-1)
+        step, slope, concave = here.newton()
         settled = settled | (accepted & (slope <= limit))
-    ended = torch.where(usable, here.plain, -torch.inf)
-    return Ascent(here.theta, first, ended, settled, concave, trials)
+    ended = np.where(usable, here.plain, -np.inf)
+    parts = (here.theta, first, ended, settled, concave)
+    return Ascent(*(torch.from_numpy(x) for x in parts), trials)
 
 
-def _shortened(rise: Tensor, slope: Tensor, length: Tensor) -> Tensor:
+def _shortened(rise: np.ndarray, slope: np.ndarray, length: np.ndarray) -> np.ndarray:
     """Step length at the top of a parabola, within a tenth and a half of the last one."""
-    fall = slope * length - rise
-    share = 0.5 * slope * length / fall
-    return length * torch.nan_to_num(share, 0.1, 0.1, 0.1).clamp(0.1, 0.5)
+    share = 0.5 * slope * length / (slope * length - rise)
+    return length * np.clip(np.nan_to_num(share, nan=0.1, posinf=0.1, neginf=0.1), 0.1, 0.5)
 
 
 def fit_predictor(

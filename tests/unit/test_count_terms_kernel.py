@@ -83,6 +83,28 @@ def test_terms_go_on_as_a_parabola(observed):
         near(a, b)
 
 
+@pytest.mark.parametrize("observed", [1.0, 0.7])
+def test_terms_of_large_counts(observed):
+    """Counts beyond the table of factorials, beside small ones."""
+    y, mask, z, weight, offset = problem((2, 30, 5, 2), observed)
+    y[:, ::7] += 3000.0
+    got = poisson_terms(y, mask, z, weight, offset, width=0.3, bound=30.0)
+    wanted = poisson_terms_plain(y, mask, z, weight, offset, width=0.3, bound=30.0)
+    for a, b in zip(got, wanted, strict=True):
+        near(a, b)
+    rng = np.random.default_rng(2)
+    V, X, theta = (
+        np.eye(2) * rng.random((60, 1, 1)),
+        rng.normal(size=(60, 3)),
+        weight[:, [0, 1, 1]],
+    )
+    arguments = (V, X, y.reshape(60, 5), mask.reshape(60, 5))
+    value, gradient, *_ = expected_counts(count_samples(*arguments, width=0.3), theta)
+    wanted = expected_counts_plain(*arguments, theta, width=0.3)
+    near(value, wanted[0])
+    near(gradient, wanted[1])
+
+
 def test_absent_samples_may_have_no_state():
     y, mask, z, weight, offset = problem((2, 9, 3, 2), 1.0)
     mask[:, 5:], z[:, 5:] = False, np.nan
@@ -193,3 +215,24 @@ def test_expectation_equals_the_general_one(observed, nuisance):
             for a, b in zip(got.expand(theta), general.expand(theta), strict=True):
                 near(a.numpy(), b.numpy())
         assert got.expand(theta, curvature=False).curvature is None
+
+
+@pytest.mark.parametrize("observed", [1.0, 0.6])
+@pytest.mark.parametrize("nuisance", [False, True])
+def test_channels_that_did_not_move_are_not_expanded_again(observed, nuisance):
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(3, 20, 2, generator=generator, dtype=torch.float64)
+    model, m, z = modality((3, 20, 5, 2), observed, nuisance=rows if nuisance else None)
+    V = 0.2 * torch.eye(2, dtype=torch.float64).expand(3, 20, 2, 2)
+    with torch.no_grad():
+        kept = make_expectation(model, m, z, V)
+        theta = kept.coefficients.read()
+        kept.expand(theta)
+        for moved in ([], [1], [0, 3], [0, 1, 2, 3], [4]):
+            theta = theta.clone()
+            theta[moved] += 0.1
+            fresh = make_expectation(model, m, z, V).expand(theta)
+            got = kept.expand(theta, curvature=False)
+            near(got.value.numpy(), fresh.value.numpy())
+            near(got.gradient.numpy(), fresh.gradient.numpy())
+        near(kept.expand(theta).curvature.numpy(), fresh.curvature.numpy())
