@@ -167,20 +167,23 @@ class PLRNN(PiecewiseLinear):
 
     def relu_form(self) -> ReluForm:
         """Returns the map as ReLU gates on the states themselves."""
-        tensors = (self.A, self.couplings, self.h, self.C)
+        tensors = (self.A, self.W, self.h, self.C)
         A, W, h, C = (p.detach().cpu().double().numpy() for p in tensors)
+        W = W * self._coupled.cpu().numpy()
         return ReluForm(np.diag(A), h, W, np.eye(self.dim), np.zeros(self.dim), C)
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """Returns [A, W, h, C] [M, 2M+1+K] and which entries are free."""
-        off = self._coupled
-        blocks = (torch.diag(self.A), self.couplings, self.h[:, None], self.C)
-        free = (
-            ~off & self.A.requires_grad, off & self.W.requires_grad,
-            torch.full((self.dim, 1), self.h.requires_grad),
-            torch.full(self.C.shape, self.C.requires_grad),
-        )  # fmt: skip
-        return torch.cat([b.detach() for b in blocks], dim=1), torch.cat(free, dim=1)
+        dim, tensors = self.dim, (self.A, self.W, self.h, self.C)
+        A, W, h, C = (p.detach().cpu().numpy() for p in tensors)
+        theta = np.zeros((dim, 2 * dim + 1 + C.shape[1]), dtype=A.dtype)
+        free, own = np.zeros(theta.shape, dtype=bool), np.arange(dim)
+        theta[:, dim : 2 * dim], theta[:, 2 * dim], theta[:, 2 * dim + 1 :] = W, h, C
+        theta[own, own], theta[own, dim + own] = A, 0.0
+        free[own, own], free[:, dim : 2 * dim] = self.A.requires_grad, self.W.requires_grad
+        free[own, dim + own], free[:, 2 * dim] = False, self.h.requires_grad
+        free[:, 2 * dim + 1 :] = self.C.requires_grad
+        return tuple(torch.from_numpy(x).to(self.A.device) for x in (theta, free))
 
     def assign_coefficients(self, theta: Tensor) -> None:
         """Writes [A, W, h, C] [M, 2M+1+K]; structural zeros and frozen parameters stay."""

@@ -60,7 +60,7 @@ def update_coefficients(
     terms = [_Quadratic.of(dynamics.noise, statistics.regressors, statistics.targets)]
     if dynamics.input_at_start and dynamics.n_inputs:
         terms.append(_start_term(dynamics, posterior, batch, theta.shape[1], trial_means))
-    weight, target = _prior(dynamics, ridge)
+    weight, target = _prior(dynamics, theta.shape, ridge)
     coupled = any(np.any(t.precision != np.diag(np.diag(t.precision))) for t in terms)
     solve = _solve_jointly if coupled else _solve_rows
     theta = solve(theta, free, terms, weight, target)
@@ -79,9 +79,11 @@ def _hinge_columns(dynamics: PiecewiseLinear, table: np.ndarray) -> np.ndarray:
     return table[:, dynamics.dim : table.shape[1] - 1 - dynamics.n_inputs]
 
 
-def _prior(dynamics: PiecewiseLinear, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+def _prior(
+    dynamics: PiecewiseLinear, shape: tuple[int, ...], ridge: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights and targets of the quadratic prior: the dynamics' own plus the ridge."""
-    prior, shape = dynamics.prior(), dynamics.coefficients()[0].shape
+    prior = dynamics.prior()
     weight, target = (
         (np.zeros(shape), np.zeros(shape))
         if prior is None

@@ -35,40 +35,43 @@ class RegionalSums(NamedTuple):
 
 
 @compiled(fastmath=_LOOSE)
-def _add_states(V, after, X, sums):
-    """Adds blocks of one transition to their sums; rows of numbers."""
-    for k in range(V.size):
-        sums[0, k] += V[k]
-        sums[1, k] += after[k]
-        sums[2, k] += X[k]
+def _add_rows(rows, first, last, total):
+    """Adds some rows of numbers to their sum."""
+    for t in range(first, last):
+        for k in range(total.size):
+            total[k] += rows[t, k]
 
 
 @compiled(fastmath=_LOOSE)
 def _add_gates(B, G, A, d, mixed, gates, ahead):
-    """Adds blocks of one transition that are weighted by the slopes."""
-    for i in range(B.shape[0]):
-        for j in range(d.size):
-            mixed[i, j] += B[i, j] * d[j]
-    for i in range(d.size):
-        x = d[i]
-        if x == 0.0:
-            continue
-        for j in range(d.size):
-            gates[i, j] += x * (G[i, j] * d[j])
-        for j in range(A.shape[1]):
-            ahead[i, j] += x * A[i, j]
+    """Adds the blocks of the transitions of a trial that are weighted by the slopes."""
+    count, dim = d.shape[1], B.shape[1]
+    for t in range(d.shape[0]):
+        for i in range(dim):
+            for j in range(count):
+                mixed[i, j] += B[t, i, j] * d[t, j]
+        for i in range(count):
+            x = d[t, i]
+            if x == 0.0:
+                continue
+            for j in range(count):
+                gates[i, j] += x * (G[t, i, j] * d[t, j])
+            for j in range(dim):
+                ahead[i, j] += x * A[t, i, j]
 
 
 @compiled
 def _sums(V, X, B, G, A, d, length, states, mixed, gates, ahead):
     """Goes through the transitions of all trials."""
-    size = V.shape[2] * V.shape[3]
+    steps, size = V.shape[1], V.shape[2] * V.shape[3]
+    rows, lagged = V.reshape(-1, size), X.reshape(-1, size)
     for b in range(length.size):
-        for t in range(length[b] - 1):
-            here, after, cross = V[b, t], V[b, t + 1], X[b, t]
-            _add_states(here.reshape(size), after.reshape(size), cross.reshape(size), states)
-            if d.shape[2]:
-                _add_gates(B[b, t], G[b, t], A[b, t], d[b, t], mixed, gates, ahead)
+        n = max(length[b] - 1, 0)
+        _add_rows(rows, b * steps, b * steps + n, states[0])
+        _add_rows(rows, b * steps + 1, b * steps + n + 1, states[1])
+        _add_rows(lagged, b * (steps - 1), b * (steps - 1) + n, states[2])
+        if d.shape[2]:
+            _add_gates(B[b], G[b], A[b], d[b, :n], mixed, gates, ahead)
 
 
 def regional_sums(
