@@ -12,7 +12,6 @@ from plssm.posterior import GaussianChain
 
 __all__ = ["mean_corrected"]
 
-NARROW = 1e-4  # share of the covariance over which the gradient's second differences are taken
 FARTHEST = 10.0  # longest correction of a trial, in posterior standard deviations
 
 
@@ -40,18 +39,19 @@ def mean_corrected(model: StateSpaceModel, batch: Batch, result: LaplaceResult) 
         Tierney & Kadane (1986), J Am Stat Assoc 81:82, doi:10.1080/01621459.1986.10478240.
     """
     posterior, z = result.posterior, torch.from_numpy(result.path)
-    spread = NARROW * torch.from_numpy(posterior.arrays()[1])
+    covariance = torch.from_numpy(posterior.arrays()[1])
     pull = np.zeros_like(result.path)
     for name, observation in model.observations.items():
         m = batch.modalities[name]
         if observation.quadratic or observation.memory(m.dt):
             continue
-        change = observation.expected_score(m, z, spread) - observation.local(m, z).score
-        pull += float(observation.tempering) / NARROW * change.detach().numpy()
+        pull += float(observation.tempering) * np.asarray(
+            observation.score_correction(m, z, covariance)
+        )
     if not pull.any():
         return posterior
     step = posterior.solve(pull)
-    deviation = np.sqrt(np.einsum("btii->bti", posterior.arrays()[1]))
+    deviation = np.sqrt(np.einsum("btii->bti", covariance.numpy()))
     ratio = np.abs(step) / np.where(deviation > 0, deviation, 1.0)
     longest = ratio.max(axis=(1, 2), initial=FARTHEST)
     return posterior.moved(step * (FARTHEST / longest)[:, None, None])

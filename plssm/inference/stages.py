@@ -69,7 +69,7 @@ def annealed_stages(iterations: int) -> tuple[Stage, ...]:
 
     Args:
         iterations: EM iterations of the piecewise-linear stages together; the linear stage, which
-            costs little, has at least 25 of its own.
+            costs little, has at least 50 of its own.
 
     References:
         Koppe et al. (2019), PLoS Comput Biol 15:e1007263, doi:10.1371/journal.pcbi.1007263.
@@ -79,7 +79,7 @@ def annealed_stages(iterations: int) -> tuple[Stage, ...]:
         return max(iterations * percent // 100, 1)
 
     return (
-        Stage("linear", max(share(8), 25), dynamics="linear"),
+        Stage("linear", max(share(8), 50), dynamics="linear"),
         Stage("free start", share(16)),
         Stage("noise 0.01", share(8), process_noise=1e-2),
         Stage("noise 0.001", share(16), process_noise=1e-3),

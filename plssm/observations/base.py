@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ObservationModel"]
 
+NARROW = 1e-4  # share of a covariance over which second differences of the score are taken
+
 
 class ObservationModel(LinearPredictor):
     r"""Distribution of the observations of one modality given the latent path.
@@ -350,22 +352,29 @@ class ObservationModel(LinearPredictor):
         with torch.no_grad():
             return expected_derivatives(at, mean, variance)
 
-    def expected_score(self, m: Modality, mean: Tensor, covariance: Tensor) -> Tensor:
-        r"""Expected gradient of the log-density in a Gaussian latent path, ``[B, T, M]``.
+    def score_correction(self, m: Modality, mean: Tensor, covariance: Tensor) -> Tensor:
+        r"""How the mean gradient in a Gaussian latent path differs from that at its centre.
 
-        .. math:: E_q[\nabla_{z_t} \log p(y \mid z)], \qquad q(z_t) = N(m_t, P_t)
+        .. math:: \tfrac12 \sum_{ij} P_{ij} \, \partial_i \partial_j \nabla \log p(y \mid z),
+            \qquad q(z_t) = N(m_t, P_t)
+
+        To second order in the deviations; a closed form may override it.
 
         Args:
             m: The modality (samples ``[B, n, N]``).
             mean: Latent mean ``[B, T, M]``.
             covariance: Latent covariance ``[B, T, M, M]``.
 
+        Returns:
+            The difference on the latent clock ``[B, T, M]``.
+
         Raises:
             CapabilityError: When the samples depend on several latent steps.
         """
         with torch.no_grad():
-            score = make_expectation(self, m, mean, covariance).score()
-        return scatter(score, m.clock, mean.shape[-2])
+            expected = make_expectation(self, m, mean, NARROW * covariance).score()
+            change = scatter(expected, m.clock, mean.shape[-2]) - self.local(m, mean).score
+            return change / NARROW
 
     def m_step(self, m: Modality, mean: Tensor, covariance: Tensor | None) -> None:
         """Raise the expected log-density over the parameters that are not frozen.

@@ -26,6 +26,7 @@ from plssm.observations.history import HistoryBasis
 from plssm.observations.local import Local
 from plssm.observations.quadrature import ExpectedDerivatives
 from plssm.observations.rates import LOG_RATE_BOUND
+from plssm.observations.regressors import pack_symmetric
 
 if TYPE_CHECKING:
     from plssm.data.batch import Modality
@@ -189,6 +190,22 @@ class Poisson(CountModel):
         with torch.no_grad():
             first, second = lognormal_moments(mean + math.log(self.bin_seconds), covariance)
             return first, second + torch.diag_embed(first)
+
+    def score_correction(self, m: Modality, mean: Tensor, covariance: Tensor) -> Tensor:
+        r"""Second-order change of the mean gradient, in closed form for the exp link.
+
+        .. math:: -\tfrac12 \sum_i \Delta e^{\eta_i} \, (w_i^\top P_t w_i) \, w_i
+        """
+        if not (self.link.name == "exp" and self.readout.affine):
+            return super().score_correction(m, mean, covariance)
+        with torch.no_grad():
+            weight = self.weight
+            eta = self.features(self.at_samples(mean, m), self.covariates(m))
+            outer = weight[:, :, None] * weight[:, None, :]
+            squares = pack_symmetric(2 * outer - torch.diag_embed(weight.square()))
+            variance = pack_symmetric(self.at_samples(covariance, m, event=2)) @ squares.mT
+            rate = torch.where(m.mask, eta, -torch.inf).exp_().mul_(-0.5 * self.bin_seconds)
+            return scatter(rate.mul_(variance) @ weight, m.clock, mean.shape[-2])
 
     def expected_derivatives(
         self, mean: Tensor, variance: Tensor, m: Modality
