@@ -5,6 +5,14 @@ from __future__ import annotations
 from plssm.inference.base import Engine
 from plssm.inference.laplace_em import LaplaceEM
 from plssm.inference.smoothers import smooth
-from plssm.inference.stages import Stage, annealed_stages, plain_stages
+from plssm.inference.stages import Stage, annealed_stages, held_stages, plain_stages
 
-__all__ = ["Engine", "LaplaceEM", "Stage", "annealed_stages", "plain_stages", "smooth"]
+__all__ = [
+    "Engine",
+    "LaplaceEM",
+    "Stage",
+    "annealed_stages",
+    "held_stages",
+    "plain_stages",
+    "smooth",
+]

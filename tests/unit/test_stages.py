@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import plssm as ps
-from plssm.inference import LaplaceEM, Stage, annealed_stages, plain_stages
+from plssm.inference import LaplaceEM, Stage, annealed_stages, held_stages, plain_stages
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,7 @@ def test_nonsense_is_refused(options):
         {"iterations": 0},
         {"restarts": 0},
         {"start": "warm"},
+        {"hinges": "best"},
         {"stages": (Stage("a", 1), Stage("b", 1, dynamics="linear"))},
     ],
 )
@@ -53,6 +54,14 @@ def test_iterations_are_shared_out(iterations):
     assert stages[0].dynamics == "linear"
     assert stages[-1].process_noise is None
     assert [s.iterations for s in plain_stages(iterations)] == [iterations]
+
+
+@pytest.mark.parametrize("iterations", [2, 7, 51])
+def test_held_stages_never_free_the_noise(iterations):
+    linear, *held = held_stages(iterations)
+    assert linear.dynamics == "linear"
+    assert [s.process_noise for s in held] == [1e-4, 1e-3]
+    assert sum(s.iterations for s in held) == iterations
 
 
 def test_settings_survive_json():
