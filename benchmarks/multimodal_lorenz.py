@@ -105,7 +105,7 @@ def net(task: tuple[str, int, int]) -> list[dict]:
     mean, sd = scale()
     truth = (orbit(RUN, seed=5000 + seed) - mean) / sd
     linear, *held = ps.inference.held_stages(iterations)
-    options = {"seed": seed, "ridge": RIDGE, "hinges": "chosen", "tolerance": -1.0}
+    options = {"seed": seed, "ridge": RIDGE, "tolerance": -1.0}
     data = dataset(seed, noise, missing, labels=False)
     model = ps.StateSpaceModel(
         ps.dynamics.PLRNN(DIM), {"x": ps.observations.Gaussian(data.channels["x"])}

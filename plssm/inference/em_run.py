@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -141,8 +141,7 @@ class EMRun:
             return
         seed = self.engine.seed * 1000 + self.restart
         if len(fresh) < len(model.observations):
-            known = {n: o for n, o in model.observations.items() if n not in fresh}
-            path = observed_path(StateSpaceModel(model.dynamics, known), batch)
+            path = self._known_path(fresh, new_map)
         elif isinstance(model.dynamics, LinearDynamics):
             path = turn(self._first_state(model.dim), seed=seed)
         else:
@@ -153,7 +152,7 @@ class EMRun:
                 model.dim,
                 seed=seed,
                 candidates=self.engine.candidates if new_map else 1,
-                score=partial(self._predictability, state.mean.shape[2]),
+                score=self._predictability,
             )
         for name, observation in fresh.items():
             observation.init_from(batch.modalities[name], torch.from_numpy(path.mean))
@@ -161,6 +160,16 @@ class EMRun:
         if new_map:
             self.path = path.mean
             self._start_dynamics(path)
+
+    def _known_path(self, fresh: Collection[str], new_map: bool) -> StartPath:
+        """The path that the observations with known parameters see, under the map if known."""
+        known = {n: o for n, o in self.model.observations.items() if n not in fresh}
+        part = StateSpaceModel(self.model.dynamics, known)
+        if not new_map:
+            result = laplace_posterior(part, self.batch, trial_means=self.trial_means)
+            if not result.failed:
+                return StartPath.of(result.posterior, self.model, self.batch)
+        return observed_path(part, self.batch)
 
     def _regress(self, path: StartPath) -> TransitionStatistics:
         """Fit the map to a path taken as given, with every hinge on its side of the kink."""
@@ -172,14 +181,14 @@ class EMRun:
         update_coefficients(dynamics, statistics, path, batch, ridge=self.engine.ridge)
         return statistics
 
-    def _predictability(self, k: int, path: StartPath) -> float:
-        """Log density of a step of the first k units, with their own noise; the map is kept."""
+    def _predictability(self, path: StartPath) -> float:
+        """Log density of a step of a path under the map that fits it best; the map is kept."""
         dynamics = self.model.dynamics
         before = {name: value.clone() for name, value in dynamics.state_dict().items()}
         statistics = self._regress(path)
         residual = statistics.residual(np.asarray(dynamics.coefficients()[0].detach()))
         dynamics.load_state_dict(before)
-        variance = np.diagonal(residual)[:k] / max(statistics.count, 1)
+        variance = np.diagonal(residual) / max(statistics.count, 1)
         return -0.5 * float(np.log(np.maximum(variance, self.engine.floor)).sum())
 
     def _start_dynamics(self, path: StartPath) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["choose_hinges"]
+__all__ = ["choose_hinges", "principal_axes"]
 
 CANDIDATES = 400
 EDGE = 0.03  # candidates have at least this share of the data on either side of their kink
@@ -12,19 +12,27 @@ ALIKE = 1e-3  # share of a hinge's variance beyond the chosen ones below which i
 
 
 def choose_hinges(
-    now: np.ndarray, following: np.ndarray, count: int, *, rng: np.random.Generator
+    seen: np.ndarray,
+    now: np.ndarray,
+    following: np.ndarray,
+    known: np.ndarray,
+    count: int,
+    *,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Hinges chosen one by one for the regression of the next state (forward selection).
 
-    .. math:: x_{t+1} \approx b + L x_t + \sum_i o_i \max(0, v_i^\top x_t - c_i)
+    .. math:: x_{t+1} \approx b + L x_t + K k_t + \sum_i o_i \max(0, v_i^\top x_t - c_i)
 
     The candidates are random directions of the whitened state with kinks at random quantiles.
     Each choice is the candidate that lowers the squared error most, given those chosen before;
-    the components of the next state count alike, each in units of what a linear map leaves.
+    the components of the next state count alike, each in units of what the known regressors leave.
 
     Args:
+        seen: States from which candidates are drawn ``[N, k]``.
         now: States x_t ``[n, k]``.
         following: Their successors x_{t+1} ``[n, k]``.
+        known: Further regressors k_t that are there already ``[n, q]``.
         count: Number of hinges.
         rng: Source of the candidates.
 
@@ -35,11 +43,12 @@ def choose_hinges(
         Chen, Cowan & Grant (1991), IEEE Trans Neural Netw 2:302-309, doi:10.1109/72.80341.
     """
     size = max(CANDIDATES, 4 * count)
-    directions, kinks = _candidates(now, size, rng)
+    directions, kinks = _candidates(seen, size, rng)
     rest = np.maximum(now @ directions.T - kinks, 0.0)
-    linear = np.linalg.qr(np.column_stack([np.ones(len(now)), now]))[0]
+    base = np.linalg.svd(np.column_stack([np.ones(len(now)), now, known]), full_matrices=False)
+    linear = base[0][:, base[1] > 1e-10 * base[1].max(initial=1e-300)]
     error = following - linear @ (linear.T @ following)
-    error = error / np.maximum(error.std(0), 1e-12)
+    error = error / np.maximum(np.sqrt((error**2).mean(0)) if len(now) else 1.0, 1e-12)
     whole = np.maximum((rest**2).sum(0), 1e-300)
     rest = rest - linear @ (linear.T @ rest)
     free, chosen = np.ones(size, dtype=bool), []
@@ -58,16 +67,21 @@ def choose_hinges(
 
 
 def _candidates(
-    now: np.ndarray, size: int, rng: np.random.Generator
+    seen: np.ndarray, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Unit directions of the whitened state ``[size, k]`` and kinks ``[size]``."""
-    centred = now - now.mean(0)
-    values, vectors = np.linalg.eigh(centred.T @ centred / max(len(now) - 1, 1))
-    scale = np.sqrt(np.maximum(values, 1e-12 * values.max()))
-    scale = np.where(scale > 0, scale, 1.0)
-    directions = rng.standard_normal((size, now.shape[1]))
+    scale, vectors = principal_axes(seen)
+    directions = rng.standard_normal((size, seen.shape[1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     directions = directions @ (vectors / scale).T
     shares = rng.uniform(EDGE, 1.0 - EDGE, size)
-    along = (now @ directions.T).T
+    along = (seen @ directions.T).T
     return directions, np.array([np.quantile(a, q) for a, q in zip(along, shares, strict=True)])
+
+
+def principal_axes(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard deviations ``[k]`` along the principal axes of states ``[n, k]``, and the axes."""
+    centred = states - states.mean(0)
+    values, vectors = np.linalg.eigh(centred.T @ centred / max(len(states) - 1, 1))
+    scale = np.sqrt(np.maximum(values, 1e-12 * values.max()))
+    return np.where(scale > 0, scale, 1.0), vectors

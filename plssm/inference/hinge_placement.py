@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from plssm.inference.hinge_choice import choose_hinges, principal_axes
 from plssm.inference.starts import StartPath
 
-__all__ = ["Placement", "Whitened", "best_placement"]
+__all__ = ["Features", "Placement", "Whitened", "best_placement"]
 
 MOSTLY_OPEN = 0.2  # at first, units of the state's own axes are closed for at most this share
 EXPLORED = 0.5  # share of the candidates that are drawn afresh; the others vary the best so far
@@ -25,17 +27,14 @@ class Whitened:
         inside: Which steps exist, bool ``[B, T]``.
 
     Attributes:
+        seen: The steps that exist ``[n, k]``.
         map: Matrix from the state to the coordinates ``[k, k]``.
         axes: The state's own axes, one row each of unit length, in the coordinates.
     """
 
     def __init__(self, state: StartPath, inside: np.ndarray) -> None:
-        flat = state.mean[inside]
-        centred = flat - flat.mean(0)
-        values, vectors = np.linalg.eigh(centred.T @ centred / max(len(flat) - 1, 1))
-        scale = np.sqrt(np.maximum(values, 1e-12 * values.max()))
-        scale = np.where(scale > 0, scale, 1.0)
-        self.state, self.inside = state, inside
+        self.state, self.inside, self.seen = state, inside, state.mean[inside]
+        scale, vectors = principal_axes(self.seen)
         self.map = (vectors / scale).T
         axes = vectors * scale  # the inverse map: row i is axis i of the state
         self.axes = axes / np.linalg.norm(axes, axis=1, keepdims=True)
@@ -48,44 +47,34 @@ class Whitened:
 
 @dataclass(frozen=True)
 class Placement:
-    r"""Affine features of a whitened state, each with a kink at a quantile of the data.
+    r"""Coordinates of a whitened state, each with a kink at a quantile of the data.
 
     .. math:: z_i = v_i^\top x - c_i, \qquad P(z_i < 0) = \mathrm{closed}_i
 
-    The first k features are coordinates of the state, the others further hinges on it: regressing
-    the next z on relu(z) is a regression on hinges, while the observations stay a linear function
-    of z.
-
     Args:
-        directions: v of every feature in whitened coordinates ``[M, k]``, unit rows.
-        closed: Share of the data for which each unit is closed ``[M]``.
+        directions: v of every coordinate in whitened coordinates ``[k, k]``, unit rows.
+        closed: Share of the data for which each unit is closed ``[k]``.
     """
 
     directions: np.ndarray
     closed: np.ndarray
 
     @classmethod
-    def own_axes(cls, white: Whitened, dim: int, rng: np.random.Generator) -> Placement:
-        """The state's own axes with random signs, nearly always open, so that any linear map fits.
-
-        Further units are random directions with kinks anywhere.
-        """
+    def own_axes(cls, white: Whitened, rng: np.random.Generator) -> Placement:
+        """The state's own axes with random signs, nearly always open: any linear map fits."""
         k = white.dim
         own = rng.choice((-1.0, 1.0), k)[:, None] * white.axes
-        closed = rng.uniform(size=dim)
-        closed[:k] *= MOSTLY_OPEN
-        return cls(_filled(own, dim, rng), closed)
+        return cls(own, MOSTLY_OPEN * rng.uniform(size=k))
 
     @classmethod
-    def random(cls, white: Whitened, dim: int, rng: np.random.Generator) -> Placement:
+    def random(cls, white: Whitened, rng: np.random.Generator) -> Placement:
         """Own axes or oblique random ones, with kinks up to a random quantile."""
         k = white.dim
         own = rng.choice((-1.0, 1.0), k)[:, None] * white.axes
         if rng.uniform() < 0.5:
-            own = _rotation(k, rng) + TILT * rng.standard_normal((k, k)) / np.sqrt(k)
-        closed = rng.uniform(size=dim)
-        closed[:k] *= rng.uniform(MOSTLY_OPEN, 1.0)
-        return cls(_filled(own, dim, rng), closed)
+            rotation = np.linalg.qr(rng.standard_normal((k, k)))[0]
+            own = _unit(rotation + TILT * rng.standard_normal((k, k)) / np.sqrt(k))
+        return cls(own, rng.uniform(MOSTLY_OPEN, 1.0) * rng.uniform(size=k))
 
     def varied(self, rng: np.random.Generator) -> Placement:
         """A placement nearby."""
@@ -93,20 +82,46 @@ class Placement:
         closed = self.closed + NUDGE * rng.standard_normal(self.closed.shape)
         return Placement(_unit(directions), np.clip(closed, 0.0, 1.0))
 
-    def lift(self, white: Whitened) -> StartPath:
-        """The features with their moments."""
+    def features(self, white: Whitened) -> Features:
+        """The coordinates as features of the state."""
         weights = self.directions @ white.map
-        features = white.state.mean @ weights.T
-        kinks = [
-            np.quantile(f, q) for f, q in zip(features[white.inside].T, self.closed, strict=True)
-        ]
-        mean = np.where(white.inside[..., None], features - np.array(kinks), 0.0)
-        return white.state.mapped(mean, weights)
+        along = white.seen @ weights.T
+        kinks = [np.quantile(f, q) for f, q in zip(along.T, self.closed, strict=True)]
+        return Features(weights, np.array(kinks))
 
     def log_volume(self) -> float:
         """Log of the volume that the coordinates span; a fair comparison of densities needs it."""
-        k = self.directions.shape[1]
-        return float(np.linalg.slogdet(self.directions[:k])[1])
+        return float(np.linalg.slogdet(self.directions)[1])
+
+
+class Features(NamedTuple):
+    r"""Affine features of a state, :math:`z = W x - c`.
+
+    Attributes:
+        weights: W ``[M, k]``.
+        kinks: c ``[M]``.
+    """
+
+    weights: np.ndarray
+    kinks: np.ndarray
+
+    def of(self, white: Whitened) -> StartPath:
+        """The features of the whole state, with their moments."""
+        mean = white.state.mean @ self.weights.T - self.kinks
+        return white.state.mapped(np.where(white.inside[..., None], mean, 0.0), self.weights)
+
+    def extended(self, white: Whitened, dim: int, rng: np.random.Generator) -> Features:
+        """With hinges up to M features, chosen to predict the next state best."""
+        missing = dim - len(self.kinks)
+        if not missing:
+            return self
+        pairs = white.inside[:, :-1] & white.inside[:, 1:]
+        now, following = (x[pairs] for x in (white.state.mean[:, :-1], white.state.mean[:, 1:]))
+        known = np.maximum(now @ self.weights.T - self.kinks, 0.0)
+        directions, kinks = choose_hinges(white.seen, now, following, known, missing, rng=rng)
+        return Features(
+            np.concatenate([self.weights, directions]), np.concatenate([self.kinks, kinks])
+        )
 
 
 def best_placement(
@@ -118,50 +133,42 @@ def best_placement(
     candidates: int,
     score: Callable[[StartPath], float],
 ) -> StartPath:
-    """Features of a state under the placement of the hinges that predicts it best.
+    """Features of a state under the placement of their kinks that predicts it best.
 
-    Hinges move little once EM has begun (a unit that is always open stays so), so that a fit ends
-    near the placement it starts from. Half of the candidates are drawn at random, the others vary
-    the best one so far; each costs one regression.
+    The first k features are coordinates of the state, the others further hinges on it: regressing
+    the next z on relu(z) is a regression on hinges, while the observations stay a linear function
+    of z. Hinges move little once EM has begun (a unit that is always open stays so), so that a
+    fit ends near the placement it starts from.
+
+    With M = k the coordinates' own kinks are all there is: half of the candidates for them are
+    drawn at random, the others vary the best one so far; each costs one regression. With M > k
+    the coordinates are the state's own axes, open most of the time, and the further hinges are
+    chosen by forward selection.
 
     Args:
         state: The state, k dimensions.
         inside: Which steps exist, bool ``[B, T]``.
-        dim: Number of features M.
+        dim: Number of features M >= k.
         seed: Seed of the candidates: restarts differ by it.
         candidates: Number of placements that are compared, at least 1.
-        score: Log density of the transitions of the first k features of a lifted path, per step.
+        score: Log density of a step of a lifted path.
 
     Returns:
         The lifted path of the best candidate.
     """
     rng, white = np.random.default_rng(seed), Whitened(state, inside)
-    best = Placement.own_axes(white, dim, rng)
-    path, chosen = best.lift(white), -np.inf
-    if candidates == 1:
-        return path
-    drawn = max(int(EXPLORED * candidates), 1)
+    best = Placement.own_axes(white, rng)
+    if dim > white.dim or candidates == 1:
+        return best.features(white).extended(white, dim, rng).of(white)
+    chosen, drawn = -np.inf, max(int(EXPLORED * candidates), 1)
     for i in range(candidates):
+        place = best
         if i:
-            place = Placement.random(white, dim, rng) if i < drawn else best.varied(rng)
-            lifted = place.lift(white)
-        else:
-            place, lifted = best, path
-        value = score(lifted) + place.log_volume()
+            place = Placement.random(white, rng) if i < drawn else best.varied(rng)
+        value = score(place.features(white).of(white)) + place.log_volume()
         if value > chosen:
-            best, path, chosen = place, lifted, value
-    return path
-
-
-def _rotation(k: int, rng: np.random.Generator) -> np.ndarray:
-    return np.linalg.qr(rng.standard_normal((k, k)))[0]
-
-
-def _filled(own: np.ndarray, dim: int, rng: np.random.Generator) -> np.ndarray:
-    """Own directions followed by random orthogonal ones up to M rows."""
-    k = len(own)
-    further = [_rotation(k, rng) for _ in range(-(-dim // k) - 1)]
-    return _unit(np.concatenate([own, *further])[:dim])
+            best, chosen = place, value
+    return best.features(white).of(white)
 
 
 def _unit(directions: np.ndarray) -> np.ndarray:

@@ -96,8 +96,8 @@ def held_stages(iterations: int) -> tuple[Stage, ...]:
     dimensions, nothing then says what the map does beside the few dimensions of the data, and
     free runs escape there. Holding the noise at 1e-3 for the last quarter spreads the posterior
     over these directions too, which makes the map contract along them. Use it with
-    ``LaplaceEM(hinges="chosen", ridge=10.0)``. The noise is never estimated: forecast spreads are
-    those of the held noise.
+    ``LaplaceEM(ridge=10.0)``. The noise is never estimated: forecast spreads are those of the
+    held noise.
 
     Args:
         iterations: EM iterations of the piecewise-linear stages together; the linear stage has 25
