@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -111,6 +111,11 @@ class ChainPrior:
             self.drive[trials],
             self.length[trials],
         )
+
+    def loosened(self, factor: float) -> ChainPrior:
+        """The prior with a multiple of the process-noise covariance."""
+        logdet = self.logdet + self.dim * np.log(factor)
+        return replace(self, precision=self.precision / factor, logdet=logdet)
 
     def inside(self) -> np.ndarray:
         """Which transitions t -> t+1 belong to a trial, bool ``[B, T-1]``."""

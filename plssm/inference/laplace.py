@@ -20,6 +20,9 @@ from plssm.posterior import GaussianChain
 
 __all__ = ["LaplaceResult", "laplace_posterior"]
 
+LOOSENED = (1e4, 1e3, 1e2, 1e1)  # multiples of the process noise that a cold search goes through
+ROUGH = {"steps": 10, "max_solves": 60, "tolerance": 1e-4}  # how exactly
+
 
 @dataclass(frozen=True)
 class LaplaceResult:
@@ -101,8 +104,11 @@ def laplace_posterior(
         kind = "exact" if mode.slope.shape[2] == 0 else "laplace"
     else:
         settings = {"steps": newton_steps, "max_solves": max_solves, "tolerance": tolerance}
-        search = partial(newton_mode, prior, model, batch, **settings)
-        mode, kind = _cold_newton(prior, model, batch, search) if start is None else search(start)
+        search = partial(newton_mode, model=model, batch=batch, **settings)
+        if start is None:
+            mode, kind = _cold_newton(prior, model, batch, search)
+        else:
+            mode, kind = search(prior, start=start)
     if is_tempered(model):
         kind = "tempered"
     logdet = np.asarray(mode.factor.logdet)
@@ -125,24 +131,30 @@ def _cold_newton(
     prior: ChainPrior,
     model: StateSpaceModel,
     batch: Batch,
-    search: Callable[[np.ndarray | None], tuple[ChainMode, str]],
+    search: Callable[..., tuple[ChainMode, str]],
 ) -> tuple[ChainMode, str]:
-    """Best mode from two starts: expansions around zero, and the roughly filtered path.
+    """Best mode from two starts: searches with falling process noise, the roughly filtered path.
 
     With a nearly deterministic map the log joint has many poor local maxima, and far from the data
-    an expansion of the observation terms says little about them.
+    an expansion of the observation terms says little about them. With much process noise the path
+    follows the observations; as the noise falls it is led to where the map agrees with them.
     """
-    found = search(None)
-    if not found[0].slope.shape[2] and all(o.concave for o in model.observations.values()):
-        return found  # there is only one
+    if not prior.form.outer.shape[1] and all(o.concave for o in model.observations.values()):
+        return search(prior, start=None)  # there is only one
+    path = None
+    for factor in LOOSENED:
+        rough, _ = search(prior.loosened(factor), start=path, **ROUGH)
+        path = rough.path
+    found = search(prior, start=path)
     path = filtered_path(model, batch, prior)
     if path is None:
         return found
-    other = search(path)
+    other = search(prior, start=path)
     value = found[0].value
     better = other[0].value > value + 1e-9 * (1 + np.abs(value))
     if better.all():
         return other
     if not better.any():
         return found
-    return search(np.where(better[:, None, None], other[0].path, found[0].path))
+    path = np.where(better[:, None, None], other[0].path, found[0].path)
+    return search(prior, start=path)
