@@ -30,10 +30,10 @@ from plssm.inference.m_step import (
 from plssm.inference.mean_correction import mean_corrected
 from plssm.inference.progress import EMProgress
 from plssm.inference.stages import Stage
-from plssm.inference.stand_ins import gaussian_stand_in, linear_stand_in
 from plssm.inference.starts import (
     StartPath,
     observed_path,
+    predictable_path,
     state_dim,
     state_path,
     turn,
@@ -70,7 +70,6 @@ PATIENCE = 3  # iterations without gain that end a stage
 SLACK = 1e-10  # nats per observed value by which rounding may lower the evidence
 E_STEP = 1e-7  # gain of a Newton step, relative to the log joint, that ends an E-step
 PARTS = ("process_noise", "dynamics", "observations", "initial")  # in the order they are tried
-GAUSSIAN = Stage("gaussian", 20)  # the linear-Gaussian stand-in of data that are not real-valued
 HALVINGS = 4  # shorter steps that are tried where an EM step lowers the Laplace evidence
 
 
@@ -200,35 +199,26 @@ class EMRun:
 
     def _linear_state(self, stage: Stage) -> StartPath | None:
         """Smoothed state of a linear stand-in, fitted for one stage; None where that failed."""
-        run = EMRun(
-            self.engine,
-            linear_stand_in(self.model, state_dim(self.model)),
-            self.batch,
-            self.restart,
-            self.bar,
+        model, dynamics = self.model, self.model.dynamics
+        linear = LinearDynamics(
+            state_dim(model), dynamics.n_inputs, input_at_start=dynamics.input_at_start
         )
-        state = run._state_after(stage)
+        copies = {n: type(o).from_config(o.config()) for n, o in model.observations.items()}
+        for name, copied in copies.items():
+            copied.tempering.copy_(model.observations[name].tempering)
+        stand_in = StateSpaceModel(linear, copies)
+        run = EMRun(self.engine, stand_in, self.batch, self.restart, self.bar)
+        run._start(None)
+        state = None
+        if run._iterate(stage):
+            state = StartPath.of(run._e_step().posterior, run.model, run.batch)
         self.rows += run.rows
         return state
 
     def _first_state(self, dim: int) -> StartPath:
-        """A first guess of a linear state: components of the data, smoothed where they jump."""
-        state = state_path(self.model, self.batch, dim)
-        if all(o.quadratic for o in self.model.observations.values()):
-            return state
-        stand_in, signals = gaussian_stand_in(self.model, self.batch, dim)
-        with EMProgress([GAUSSIAN], 1, show=False) as bar:
-            smoothed = EMRun(self.engine, stand_in, signals, self.restart, bar)._state_after(
-                GAUSSIAN
-            )
-        return state if smoothed is None else smoothed
-
-    def _state_after(self, stage: Stage) -> StartPath | None:
-        """Smoothed state after one stage from a fresh start; None where that failed."""
-        self._start(None)
-        if not self._iterate(stage):
-            return None
-        return StartPath.of(self._e_step().posterior, self.model, self.batch)
+        """A first guess of a linear state: components of the data, smooth where they jump."""
+        quadratic = all(o.quadratic for o in self.model.observations.values())
+        return (state_path if quadratic else predictable_path)(self.model, self.batch, dim)
 
     # -- stages --------------------------------------------------------------------------------
     def _stage(self, stage: Stage) -> bool:

@@ -13,9 +13,18 @@ from plssm.inference.laplace import laplace_posterior
 from plssm.model import StateSpaceModel
 from plssm.posterior import GaussianChain
 
-__all__ = ["StartPath", "memory", "observed_path", "state_dim", "state_path", "turn"]
+__all__ = [
+    "StartPath",
+    "memory",
+    "observed_path",
+    "predictable_path",
+    "state_dim",
+    "state_path",
+    "turn",
+]
 
 MAX_LAG_BLOCKS = 64
+WINDOW = 10  # steps of the past, and of the future, between which a path is sought
 
 
 def state_dim(model: StateSpaceModel) -> int:
@@ -39,18 +48,73 @@ def state_path(model: StateSpaceModel, batch: Batch, dim: int) -> StartPath:
     Returns:
         The path, taken as known.
     """
-    columns = [
-        _on_latent_clock(observation.start_signal(batch.modalities[name]), batch, name)
-        for name, observation in model.observations.items()
-    ]
-    signals = np.concatenate(columns, axis=-1)
-    inside = batch.time_mask.numpy()
-    signals = _standardise(signals, inside)
+    signals, inside = _signals(model, batch)
     lags = min(-(-dim // signals.shape[-1]), MAX_LAG_BLOCKS, batch.steps)
     embedded = _delay_embed(signals, 3 * lags if lags > 1 else 1)
     scores = _components(embedded, inside, dim)
     scores[~inside] = 0.0
     return StartPath.certain(np.ascontiguousarray(scores), batch)
+
+
+def predictable_path(model: StateSpaceModel, batch: Batch, dim: int) -> StartPath:
+    r"""What the past of the stand-ins tells about their future, as a first latent path.
+
+    .. math:: x_t = \tfrac12 (U^\top \tilde f_t + V^\top \tilde p_t), \qquad
+              \mathrm{Cov}(\tilde f, \tilde p) = U S V^\top
+
+    The leading canonical variates of the next and the last ten steps (whitened f and p). Noise
+    that is new at every step has no part in this covariance across time: labels and counts, whose
+    principal components jump with every sample, give a path that changes as slowly as what they
+    share with the latent state does.
+
+    Args:
+        model: The model (its observation models supply the stand-ins).
+        batch: The trials.
+        dim: Number of variates; they have unit variance.
+
+    Returns:
+        The path, taken as known; that of :func:`state_path` where there are too few data.
+
+    References:
+        Van Overschee & De Moor (1996), Subspace identification for linear systems, Kluwer,
+        doi:10.1007/978-1-4613-0465-4.
+    """
+    signals, inside = _signals(model, batch)
+    flat = signals[inside]
+    axes = np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2]
+    signals = (signals - flat.mean(0)) @ axes[: 3 * dim].T
+    window = min(WINDOW, batch.steps // 4)
+    columns = window * signals.shape[-1]
+    if columns < dim or inside.sum() < 3 * columns:
+        return state_path(model, batch, dim)
+    steps = np.arange(batch.steps)
+    shifts = [np.minimum(steps + j, steps[-1]) for j in range(window)]
+    future = _whitened(np.concatenate([signals[:, s] for s in shifts], axis=-1)[inside])
+    shifts = [np.maximum(steps - j, 0) for j in range(1, window + 1)]
+    past = _whitened(np.concatenate([signals[:, s] for s in shifts], axis=-1)[inside])
+    left, _, right = np.linalg.svd(future.T @ past / len(past))
+    shared = future @ left[:, :dim] + past @ right[:dim].T
+    path = np.zeros((*inside.shape, dim))
+    path[inside] = shared / np.maximum(shared.std(0), 1e-12)
+    return StartPath.certain(path, batch)
+
+
+def _whitened(x: np.ndarray) -> np.ndarray:
+    """Centred rows in coordinates of about unit covariance; tiny directions stay tiny."""
+    x = x - x.mean(0)
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    values = np.maximum(values, 0.0) + 1e-3 * max(values[-1], 1e-12)
+    return x @ (vectors / np.sqrt(values))
+
+
+def _signals(model: StateSpaceModel, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Standardised stand-ins of all modalities ``[B, T, N]``, and which steps exist."""
+    columns = [
+        _on_latent_clock(observation.start_signal(batch.modalities[name]), batch, name)
+        for name, observation in model.observations.items()
+    ]
+    inside = batch.time_mask.numpy()
+    return _standardise(np.concatenate(columns, axis=-1), inside), inside
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from plssm.inference.cold_start import cold_mode, filter_chain
 from plssm.inference.laplace import laplace_posterior
 from plssm.inference.mode_search import find_mode
 from plssm.inference.newton import expand
-from plssm.inference.starts import StartPath, lift, turn
+from plssm.inference.starts import StartPath, turn
 
 
 def problem(seed, *, dim=6, channels=3, steps=120, trials=3):
@@ -73,24 +73,6 @@ def chain(k=2, trials=2, steps=400, seed=0):
     lags = 0.01 * rng.standard_normal((trials, steps, 3, k, k))
     lags[:, :, 0] = root @ root.swapaxes(-1, -2)
     return StartPath(mean, lags, torch.full((trials,), steps))
-
-
-def test_lift_is_one_affine_map_of_mean_and_moments():
-    state = chain()
-    inside = np.ones(state.mean.shape[:2], dtype=bool)
-    lifted = lift(state, inside, 5, seed=1)
-    flat = np.column_stack([state.mean.reshape(-1, 2), np.ones(800)])
-    solved, residual = np.linalg.lstsq(flat, lifted.mean.reshape(-1, 5), rcond=None)[:2]
-    assert residual.max() < 1e-18
-    weights = solved[:2].T
-    np.testing.assert_allclose(lifted.lags, weights @ state.lags @ weights.T, atol=1e-12)
-    for got, wanted in zip(lifted.arrays()[1:], (lifted.lags[:, :, 0], lifted.lags[:, :-1, 1])):
-        assert np.array_equal(got, wanted)
-    assert np.array_equal(lifted.lagged(4)[:, :, :3], lifted.lags)
-    assert not lifted.lagged(4)[:, :, 3:].any()
-    assert np.abs(weights[:2][~np.eye(2, dtype=bool)]).max() < 1e-12  # its own coordinates
-    closed = (lifted.mean < 0).mean((0, 1))
-    assert (closed[:2] < 0.25).all() and (closed[:2] >= 0).all()
 
 
 def test_turn_is_a_rotation():

@@ -8,7 +8,8 @@ import torch
 
 import plssm as ps
 from plssm.inference import LaplaceEM
-from plssm.inference.starts import lift, observed_path, state_dim, state_path
+from plssm.inference.hinge_placement import best_placement
+from plssm.inference.starts import observed_path, predictable_path, state_dim, state_path
 
 
 def model_of(dim, **channels):
@@ -50,9 +51,17 @@ def test_ragged_trials_gaps_and_clocks(dim):
     batch = data.batch()
     model = model_of(dim, x=2, slow=1)
     state = state_path(model, batch, state_dim(model))
-    lifted = lift(state, batch.time_mask.numpy(), dim, seed=3)
-    again = lift(state, batch.time_mask.numpy(), dim, seed=3)
-    other = lift(state, batch.time_mask.numpy(), dim, seed=4)
+    lifted, again, other = (
+        best_placement(
+            state,
+            batch.time_mask.numpy(),
+            dim,
+            seed=seed,
+            candidates=3,
+            score=lambda path: -float(np.square(np.diff(path.mean, axis=1)).mean()),
+        )
+        for seed in (3, 3, 4)
+    )
     assert lifted.mean.shape == (2, 40, dim)
     assert np.isfinite(lifted.mean).all()
     assert (lifted.mean[1, 13:] == 0).all()
@@ -117,3 +126,55 @@ def test_start_settings():
     fresh = model_of(2, x=2)
     one = LaplaceEM(iterations=2, start="model").fit(fresh, data).history["evidence"].iloc[0]
     np.testing.assert_allclose(one, float(ps.smooth(fresh, data).log_evidence.sum()), rtol=1e-9)
+
+
+def explained(path, states):
+    """Share of the variance of the states that an affine map of the path explains."""
+    x = np.column_stack([path.reshape(-1, path.shape[-1]), np.ones(path[..., 0].size)])
+    y = states.reshape(-1, states.shape[-1])
+    left = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    return 1 - left.var() / y.var()
+
+
+@pytest.mark.parametrize("speed", [0.03, 0.1])
+def test_predictable_path_is_smooth_where_labels_jump(speed):
+    """A rotation seen through one of four labels a step, some of them hidden."""
+    rng = np.random.default_rng(0)
+    phase = speed * np.arange(400) + rng.uniform(0, 6, (6, 1))
+    states = np.stack([np.cos(phase), np.sin(phase)], -1)
+    weight = 1.5 * np.array([[1, 0], [-1, 0], [0, 1.0]])
+    seen = ps.observations.Categorical.from_parameters(weight, bias=np.zeros(3))
+    truth = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"y": seen})
+    batch = truth.observe(states, seed=0).hold_out("y", times=(100.0, 110.0)).batch()
+    model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"y": ps.observations.Categorical(4)})
+    path = predictable_path(model, batch, 2).mean
+    np.testing.assert_allclose(path.std((0, 1)), 1.0, rtol=1e-6)
+    assert (
+        explained(path, states) > 0.75 > 0.4 > explained(state_path(model, batch, 2).mean, states)
+    )
+
+
+def test_predictable_path_of_a_linear_system_is_its_state():
+    """Canonical variates of past and future span the state of a linear-Gaussian system."""
+    dynamics = ps.dynamics.LinearDynamics.from_parameters(
+        A=[[0.95, -0.2], [0.2, 0.95]], process_noise=[0.05, 0.05], initial_noise=[0.5, 0.5]
+    )
+    B = np.random.default_rng(1).normal(size=(8, 2))
+    seen = ps.observations.Gaussian.from_parameters(B, noise=[0.05] * 8)
+    model = ps.StateSpaceModel(dynamics, {"x": seen})
+    data = model.simulate(2000, trials=3, seed=0)
+    path = predictable_path(model, data.batch(), 2).mean
+    assert explained(path, data.latent) > 0.95
+
+
+@pytest.mark.parametrize("steps", [2, 9, 40])
+def test_predictable_path_of_short_or_empty_data(steps):
+    """Too few steps give the principal components; a channel without data does no harm."""
+    rng = np.random.default_rng(0)
+    y = rng.poisson(1.0, (2, steps, 3)).astype(float)
+    y[1, steps // 2 :] = np.nan
+    y[..., 2] = np.nan
+    data = ps.Dataset.from_arrays({"y": y}, kinds={"y": "count"}, check_channels=False)
+    model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"y": ps.observations.Poisson(3)})
+    path = predictable_path(model, data.batch(), 2).mean
+    assert path.shape == (2, steps, 2) and np.isfinite(path).all()
