@@ -15,24 +15,22 @@ def choose_hinges(
     seen: np.ndarray,
     now: np.ndarray,
     following: np.ndarray,
-    known: np.ndarray,
     count: int,
     *,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Hinges chosen one by one for the regression of the next state (forward selection).
 
-    .. math:: x_{t+1} \approx b + L x_t + K k_t + \sum_i o_i \max(0, v_i^\top x_t - c_i)
+    .. math:: x_{t+1} \approx b + L x_t + \sum_i o_i \max(0, v_i^\top x_t - c_i)
 
     The candidates are random directions of the whitened state with kinks at random quantiles.
     Each choice is the candidate that lowers the squared error most, given those chosen before;
-    the components of the next state count alike, each in units of what the known regressors leave.
+    the components of the next state count alike, each in units of what a linear map leaves.
 
     Args:
         seen: States from which candidates are drawn ``[N, k]``.
         now: States x_t ``[n, k]``.
         following: Their successors x_{t+1} ``[n, k]``.
-        known: Further regressors k_t that are there already ``[n, q]``.
         count: Number of hinges.
         rng: Source of the candidates.
 
@@ -45,7 +43,7 @@ def choose_hinges(
     size = max(CANDIDATES, 4 * count)
     directions, kinks = _candidates(seen, size, rng)
     rest = np.maximum(now @ directions.T - kinks, 0.0)
-    base = np.linalg.svd(np.column_stack([np.ones(len(now)), now, known]), full_matrices=False)
+    base = np.linalg.svd(np.column_stack([np.ones(len(now)), now]), full_matrices=False)
     linear = base[0][:, base[1] > 1e-10 * base[1].max(initial=1e-300)]
     error = following - linear @ (linear.T @ following)
     error = error / np.maximum(np.sqrt((error**2).mean(0)) if len(now) else 1.0, 1e-12)

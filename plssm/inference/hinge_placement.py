@@ -117,8 +117,7 @@ class Features(NamedTuple):
             return self
         pairs = white.inside[:, :-1] & white.inside[:, 1:]
         now, following = (x[pairs] for x in (white.state.mean[:, :-1], white.state.mean[:, 1:]))
-        known = np.maximum(now @ self.weights.T - self.kinks, 0.0)
-        directions, kinks = choose_hinges(white.seen, now, following, known, missing, rng=rng)
+        directions, kinks = choose_hinges(white.seen, now, following, missing, rng=rng)
         return Features(
             np.concatenate([self.weights, directions]), np.concatenate([self.kinks, kinks])
         )
@@ -142,8 +141,8 @@ def best_placement(
 
     With M = k the coordinates' own kinks are all there is: half of the candidates for them are
     drawn at random, the others vary the best one so far; each costs one regression. With M > k
-    the coordinates are the state's own axes, open most of the time, and the further hinges are
-    chosen by forward selection.
+    the coordinates are the state's own axes, open most of the time to carry a linear map, and the
+    further hinges are chosen by forward selection beside one.
 
     Args:
         state: The state, k dimensions.

@@ -152,9 +152,5 @@ def _cold_newton(
     other = search(prior, start=path)
     value = found[0].value
     better = other[0].value > value + 1e-9 * (1 + np.abs(value))
-    if better.all():
-        return other
-    if not better.any():
-        return found
     path = np.where(better[:, None, None], other[0].path, found[0].path)
     return search(prior, start=path)

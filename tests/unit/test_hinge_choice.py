@@ -11,8 +11,6 @@ from plssm.inference.hinge_choice import _candidates, choose_hinges
 from plssm.inference.hinge_placement import best_placement
 from plssm.inference.starts import StartPath
 
-NONE = np.zeros((300, 0))  # no regressors besides the linear ones
-
 
 def left_over(now, following, directions, kinks, scale=1.0):
     """Squared error of the best linear map with these hinges."""
@@ -32,7 +30,7 @@ def states(n=300, k=2):
 def test_each_choice_leaves_the_least_error():
     """Forward selection, every step by least squares over all candidates."""
     now, following = states()
-    directions, kinks = choose_hinges(now, now, following, NONE, 3, rng=np.random.default_rng(5))
+    directions, kinks = choose_hinges(now, now, following, 3, rng=np.random.default_rng(5))
     pool, at = _candidates(now, 400, np.random.default_rng(5))
     linear = np.column_stack([np.ones(len(now)), now])
     rest = following - linear @ np.linalg.lstsq(linear, following, rcond=None)[0]
@@ -52,9 +50,7 @@ def test_the_hinge_of_a_map_is_found():
     now = np.random.default_rng(1).normal(size=(2000, 2))
     v, c = np.array([0.6, 0.8]), 0.3
     following = 0.9 * now + 2.0 * np.maximum(now @ v - c, 0.0)[:, None]
-    directions, kinks = choose_hinges(
-        now, now, following, np.zeros((2000, 0)), 1, rng=np.random.default_rng(0)
-    )
+    directions, kinks = choose_hinges(now, now, following, 1, rng=np.random.default_rng(0))
     size = np.linalg.norm(directions[0])
     assert abs(directions[0] @ v) / size > 0.98
     assert kinks[0] / size * np.sign(directions[0] @ v) == pytest.approx(c, abs=0.2)
