@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,7 +67,6 @@ HISTORY = [
 PATIENCE = 3  # iterations without gain that end a stage
 SLACK = 1e-10  # nats per observed value by which rounding may lower the evidence
 E_STEP = 1e-7  # gain of a Newton step, relative to the log joint, that ends an E-step
-PARTS = ("process_noise", "dynamics", "observations", "initial")  # in the order they are tried
 HALVINGS = 4  # shorter steps that are tried where an EM step lowers the Laplace evidence
 
 
@@ -103,7 +100,6 @@ class EMRun:
         self.evidence = -np.inf
         self.best: dict | None = None
         self.good: dict | None = None
-        self.parts_first = False
         self.rows: list[dict] = []
         self.values = sum(int(m.mask.sum()) for m in batch.modalities.values())
 
@@ -240,9 +236,9 @@ class EMRun:
         )
 
     def _iterate(self, stage: Stage) -> bool:
-        """EM of one stage; where a step lowers the penalised evidence, a lesser one is taken."""
-        good, idle, iteration = None, 0, 0
-        self.good, self.parts_first, lesser = None, False, iter(())
+        """EM of one stage; a step that lowers the penalised evidence is halved."""
+        good, idle, iteration, halved = None, 0, 0, 0
+        self.good = None
         while True:
             began = time.perf_counter()
             result = self._e_step()
@@ -250,15 +246,15 @@ class EMRun:
             if result.failed:
                 return self._keep(good, stage, f"the E-step ended {set(result.status)}")
             if good is not None and objective < good["objective"] - SLACK * self.values:
-                attempt = next(lesser, None)
-                if attempt is None:
+                if halved == HALVINGS:
                     break
-                attempt()
+                halved += 1
+                self._go_halfway_back(good)
                 continue
             gained = np.inf if good is None else objective - good["objective"]
             idle = idle + 1 if gained < self.engine.tolerance * self.values else 0
             good = self._snapshot(objective, result)
-            self.good, lesser = good, self._lesser_steps(stage, good, result)
+            self.good, halved = good, 0
             self._record(stage, iteration, result, began)
             if iteration == stage.iterations or idle >= PATIENCE:
                 break
@@ -272,31 +268,6 @@ class EMRun:
         if self.best is None or good["evidence"] > self.best["evidence"]:
             self.best = good
         return True
-
-    def _lesser_steps(
-        self, stage: Stage, good: dict, result: LaplaceResult
-    ) -> Iterator[Callable[[], None]]:
-        """What to try where a whole step fails: shorter steps, and each of its parts alone.
-
-        The parts come first once one of them has been needed: with observations that saturate the
-        Laplace evidence can fall along the update of one group and rise along another's.
-        """
-        half = partial(self._go_halfway_back, good)
-        parts = [
-            partial(self._take_part, replace(stage, learn=(group,)), good, result)
-            for group in PARTS
-            if group in stage.learn and len(stage.learn) > 1
-        ]
-        whole = partial(self._take_part, stage, good, result)
-        if self.parts_first:
-            return iter([*parts, lambda: (whole(), half()), *[half] * (HALVINGS - 1)])
-        return iter([*[half] * HALVINGS, *parts])
-
-    def _take_part(self, stage: Stage, good: dict, result: LaplaceResult) -> None:
-        """The M-step of some groups from the last good parameters."""
-        self._restore(good)
-        self._m_step(stage, result)
-        self.parts_first = True
 
     def _go_halfway_back(self, good: dict) -> None:
         """Parameters half-way between where they are and the last good ones."""

@@ -33,7 +33,7 @@ def test_nonsense_is_refused(options):
         {"iterations": 0},
         {"restarts": 0},
         {"start": "warm"},
-        {"hinges": "best"},
+        {"candidates": 0},
         {"stages": (Stage("a", 1), Stage("b", 1, dynamics="linear"))},
     ],
 )
