@@ -66,7 +66,7 @@ HISTORY = [
 ]
 PATIENCE = 3  # iterations without gain that end a stage
 SLACK = 1e-10  # nats per observed value by which rounding may lower the evidence
-E_STEP = 1e-7  # gain of a Newton step, relative to the log joint, that ends an E-step
+E_STEP = 1e-6  # gain of a Newton step, relative to the log joint, that ends an E-step
 HALVINGS = 4  # shorter steps that are tried where an EM step lowers the Laplace evidence
 
 
