@@ -190,7 +190,7 @@ def poisson_terms(
         g_t = C^\top (y_t - \lambda_t), \quad R_t = C^\top \mathrm{diag}(\lambda_t)\, C
 
     over observed entries; beyond the bound exp goes on as its second-order expansion (see
-    `plssm.observations.rates.Exponential`). Runs on one thread.
+    `plssm.observations.counts.rates.Exponential`). Runs on one thread.
 
     Args:
         y: [B, n, N].

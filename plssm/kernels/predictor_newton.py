@@ -136,7 +136,7 @@ def predictor_products(
         b_{tn} = [V_t c_n; 0]
 
     so that A + A' is what the curvature of an expectation in the weights c needs besides plain
-    Gram matrices (see `plssm.observations.expectation`).
+    Gram matrices (see `plssm.observations.learning.expectation`).
 
     Args:
         blocks: Covariances and regressors of S samples.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from plssm.observations.base import ObservationModel
-from plssm.observations.bold import BOLD
-from plssm.observations.counts import NegativeBinomial, Poisson
+from plssm.observations.bold.hrf import DoubleGamma, ResponseFunction
+from plssm.observations.bold.model import BOLD
+from plssm.observations.counts.history import RaisedCosine
+from plssm.observations.counts.models import NegativeBinomial, Poisson
+from plssm.observations.counts.zero_inflated import ZeroInflatedPoisson
 from plssm.observations.gaussian import Gaussian
-from plssm.observations.history import RaisedCosine
-from plssm.observations.hrf import DoubleGamma, ResponseFunction
-from plssm.observations.labels import Bernoulli, Categorical
+from plssm.observations.labels.classes import Bernoulli, Categorical
+from plssm.observations.labels.ordinal import Ordinal
 from plssm.observations.local import Local
-from plssm.observations.ordinal import Ordinal
-from plssm.observations.zero_inflated import ZeroInflatedPoisson
 
 __all__ = [
     "BOLD",

@@ -17,16 +17,16 @@ from torch.distributions import Distribution
 
 from plssm.errors import CapabilityError, DataError
 from plssm.observations.clock import scatter
-from plssm.observations.expectation import GaussianExpectation, repeated
-from plssm.observations.expected_fit import make_expectation, raise_expectation
-from plssm.observations.local import Local, autograd_derivatives, positive_part, pull_back
-from plssm.observations.predictor import LinearPredictor
-from plssm.observations.quadrature import (
+from plssm.observations.learning.expectation import GaussianExpectation, repeated
+from plssm.observations.learning.expected_fit import make_expectation, raise_expectation
+from plssm.observations.learning.quadrature import (
     ExpectedDerivatives,
     channelwise_moments,
     coupled_moments,
     expected_derivatives,
 )
+from plssm.observations.local import Local, autograd_derivatives, positive_part, pull_back
+from plssm.observations.predictor import LinearPredictor
 
 if TYPE_CHECKING:
     from plssm.data import Dataset
@@ -380,7 +380,7 @@ class ObservationModel(LinearPredictor):
         """Raise the expected log-density over the parameters that are not frozen.
 
         Newton steps in weights, intercepts and covariate weights, with a weak ridge on the weights
-        (:data:`plssm.observations.newton_fit.RIDGE`); L-BFGS for all other parameters.
+        (:data:`plssm.observations.learning.newton_fit.RIDGE`); L-BFGS for all other parameters.
 
         Args:
             m: The modality (samples ``[B, n, N]``).

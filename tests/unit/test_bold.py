@@ -15,8 +15,8 @@ from plssm.data import Dataset, Recording, Signal
 from plssm.data.batch import Modality
 from plssm.errors import CapabilityError, DataError, PlssmError, ShapeError
 from plssm.linalg.banded import BlockBanded
-from plssm.observations.bold import BOLD
-from plssm.observations.hrf import DoubleGamma
+from plssm.observations.bold.hrf import DoubleGamma
+from plssm.observations.bold.model import BOLD
 from plssm.testing import ObservationContract
 
 LENGTHS = (26, 19, 1)

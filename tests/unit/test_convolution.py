@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from plssm.observations.convolution import (
+from plssm.observations.bold.convolution import (
     band_sums,
     band_weights,
     convolve,

@@ -11,10 +11,10 @@ from plssm.data import Dataset
 from plssm.data.batch import Modality
 from plssm.errors import DataError, PlssmError, ShapeError
 from plssm.observations import ObservationModel
-from plssm.observations.count_distributions import log_factorial, log_rising
-from plssm.observations.counts import NegativeBinomial, Poisson
-from plssm.observations.rates import LOG_RATE_BOUND, make_link
-from plssm.observations.zero_inflated import ZeroInflatedPoisson
+from plssm.observations.counts.distributions import log_factorial, log_rising
+from plssm.observations.counts.models import NegativeBinomial, Poisson
+from plssm.observations.counts.rates import LOG_RATE_BOUND, make_link
+from plssm.observations.counts.zero_inflated import ZeroInflatedPoisson
 from plssm.testing import ObservationContract
 
 MODELS = {

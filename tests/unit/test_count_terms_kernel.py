@@ -19,11 +19,11 @@ from plssm.kernels.count_expectation import (
 )
 from plssm.kernels.count_terms import log_factorial, poisson_terms, poisson_terms_plain
 from plssm.observations.base import ObservationModel
-from plssm.observations.count_distributions import PoissonCounts
-from plssm.observations.counts import Poisson
-from plssm.observations.expectation import GaussianExpectation
-from plssm.observations.expected_fit import make_expectation
-from plssm.observations.rates import Exponential
+from plssm.observations.counts.distributions import PoissonCounts
+from plssm.observations.counts.models import Poisson
+from plssm.observations.counts.rates import Exponential
+from plssm.observations.learning.expectation import GaussianExpectation
+from plssm.observations.learning.expected_fit import make_expectation
 
 SHAPES = [(3, 40, 7, 3), (1, 300, 50, 10), (2, 1, 1, 1)]
 

@@ -14,11 +14,11 @@ from plssm.data import Dataset
 from plssm.dynamics import PLRNN, LinearDynamics
 from plssm.errors import CapabilityError, DataError, PlssmError
 from plssm.observations import Gaussian, ObservationModel
-from plssm.observations.bold import BOLD
-from plssm.observations.counts import Poisson
-from plssm.observations.history import RaisedCosine
-from plssm.observations.labels import Bernoulli, Categorical
-from plssm.observations.ordinal import Ordinal
+from plssm.observations.bold.model import BOLD
+from plssm.observations.counts.history import RaisedCosine
+from plssm.observations.counts.models import Poisson
+from plssm.observations.labels.classes import Bernoulli, Categorical
+from plssm.observations.labels.ordinal import Ordinal
 from plssm.prediction import Prediction
 from plssm.prediction.cross_modal import predictors_of
 

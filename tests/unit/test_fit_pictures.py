@@ -13,8 +13,8 @@ from plssm.errors import PlssmError
 from plssm.fit import Fit
 from plssm.model import StateSpaceModel
 from plssm.observations import Gaussian
-from plssm.observations.counts import Poisson
-from plssm.observations.labels import Categorical
+from plssm.observations.counts.models import Poisson
+from plssm.observations.labels.classes import Categorical
 from plssm.plot import class_probabilities, prediction
 
 A = np.array([[0.9, 0.2], [-0.2, 0.8]])

@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 
 from plssm.errors import CapabilityError, PlssmError
-from plssm.observations.hrf import DoubleGamma, ResponseFunction, double_gamma, realise
+from plssm.observations.bold.hrf import DoubleGamma, ResponseFunction, double_gamma, realise
 
 PUBLISHED = [0, 0.358, 0.570, 0.204, 0.0024, -0.0538, -0.0457, -0.0233, -0.0086, -0.0025, -0.0006]
 

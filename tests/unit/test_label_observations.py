@@ -13,10 +13,10 @@ import torch
 from plssm.data import Dataset
 from plssm.data.batch import Modality
 from plssm.errors import DataError, PlssmError, ShapeError
-from plssm.observations.labels import Bernoulli, Categorical
-from plssm.observations.level_model import with_unseen_levels
-from plssm.observations.levels import LevelDistribution
-from plssm.observations.ordinal import Ordinal
+from plssm.observations.labels.base import with_unseen_levels
+from plssm.observations.labels.classes import Bernoulli, Categorical
+from plssm.observations.labels.levels import LevelDistribution
+from plssm.observations.labels.ordinal import Ordinal
 from plssm.testing import ObservationContract
 
 

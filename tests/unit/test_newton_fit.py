@@ -18,14 +18,14 @@ from torch import nn
 
 from plssm.data.batch import Modality
 from plssm.observations import ObservationModel
-from plssm.observations.counts import NegativeBinomial, Poisson
-from plssm.observations.expectation import Expansion, GaussianExpectation
-from plssm.observations.expected_fit import make_expectation
-from plssm.observations.labels import Bernoulli, Categorical
-from plssm.observations.newton_fit import climb, fit_predictor
-from plssm.observations.ordinal import Ordinal
-from plssm.observations.point_expectation import PointExpectation
-from plssm.observations.quadrature import (
+from plssm.observations.counts.models import NegativeBinomial, Poisson
+from plssm.observations.labels.classes import Bernoulli, Categorical
+from plssm.observations.labels.ordinal import Ordinal
+from plssm.observations.learning.expectation import Expansion, GaussianExpectation
+from plssm.observations.learning.expected_fit import make_expectation
+from plssm.observations.learning.newton_fit import climb, fit_predictor
+from plssm.observations.learning.point_expectation import PointExpectation
+from plssm.observations.learning.quadrature import (
     NODES,
     expected_derivatives,
     gauss_hermite,
@@ -648,7 +648,7 @@ def test_one_step():
 
 
 def test_large_numbers_of_regressors_are_summed_in_parts(monkeypatch):
-    from plssm.observations import regressors
+    from plssm.observations.learning import regressors
 
     model, m, mean, covariance = _problem(Rates(2, nuisance=3), steps=30)
     expectation = make_expectation(model, m, mean, covariance)

@@ -15,7 +15,7 @@ from plssm.data.batch import Modality
 from plssm.errors import CapabilityError, ShapeError
 from plssm.observations import ObservationModel
 from plssm.observations.clock import gather, scatter
-from plssm.observations.quadrature import channelwise_moments, gauss_hermite
+from plssm.observations.learning.quadrature import channelwise_moments, gauss_hermite
 from plssm.testing import ObservationContract
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import kstest, norm, poisson, t
 
 import plssm as ps
-from plssm.observations.counts import Poisson
+from plssm.observations.counts.models import Poisson
 from plssm.prediction import Prediction
 from plssm.prediction.predictors import GivenPredictors
 

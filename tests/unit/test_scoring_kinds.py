@@ -13,11 +13,11 @@ import plssm as ps
 from plssm.data import Dataset
 from plssm.dynamics import LinearDynamics
 from plssm.observations import Gaussian
-from plssm.observations.bold import BOLD
-from plssm.observations.counts import Poisson
-from plssm.observations.history import RaisedCosine
-from plssm.observations.labels import Bernoulli, Categorical
-from plssm.observations.ordinal import Ordinal
+from plssm.observations.bold.model import BOLD
+from plssm.observations.counts.history import RaisedCosine
+from plssm.observations.counts.models import Poisson
+from plssm.observations.labels.classes import Bernoulli, Categorical
+from plssm.observations.labels.ordinal import Ordinal
 
 DECAY, NOISE = 0.9, 0.4
 CHOICE = np.array([[1.5], [-1.2]]), np.array([0.2, 0.0])

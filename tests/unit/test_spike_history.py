@@ -13,9 +13,9 @@ from plssm.data import Dataset
 from plssm.data.batch import Modality
 from plssm.errors import DataError, PlssmError, ShapeError
 from plssm.observations import ObservationModel
-from plssm.observations.counts import NegativeBinomial, Poisson
-from plssm.observations.history import RaisedCosine, filtered_past
-from plssm.observations.zero_inflated import ZeroInflatedPoisson
+from plssm.observations.counts.history import RaisedCosine, filtered_past
+from plssm.observations.counts.models import NegativeBinomial, Poisson
+from plssm.observations.counts.zero_inflated import ZeroInflatedPoisson
 
 DT = 0.02
 BASIS = RaisedCosine(functions=2, longest_seconds=0.1)  # five lags of DT

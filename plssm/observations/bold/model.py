@@ -11,16 +11,16 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from plssm.errors import CapabilityError, PlssmError, ShapeError
+from plssm.observations.bold.convolution import convolve, convolved_covariance, correlate
+from plssm.observations.bold.deconvolution import deconvolve, standardised
+from plssm.observations.bold.hrf import DoubleGamma, LinearFilter, ResponseFunction
+from plssm.observations.bold.hrf_fit import ResponseStatistics
+from plssm.observations.bold.sample_band import SampleBand, lags_of
+from plssm.observations.bold.scans import check_runs, check_scans
 from plssm.observations.clock import scatter
-from plssm.observations.convolution import convolve, convolved_covariance, correlate
-from plssm.observations.deconvolution import deconvolve, standardised
-from plssm.observations.expected_fit import maximise
 from plssm.observations.gaussian_channels import GaussianChannels, Regression, finite, matrix
-from plssm.observations.hrf import DoubleGamma, LinearFilter, ResponseFunction
-from plssm.observations.hrf_fit import ResponseStatistics
+from plssm.observations.learning.expected_fit import maximise
 from plssm.observations.local import Local
-from plssm.observations.sample_band import SampleBand, lags_of
-from plssm.observations.scans import check_runs, check_scans
 
 if TYPE_CHECKING:
     from plssm.data import Dataset

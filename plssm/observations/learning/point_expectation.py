@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from plssm.observations.expectation import (
+from plssm.observations.learning.expectation import (
     GRAPH,
     PIECE,
     Expansion,
@@ -18,8 +18,8 @@ from plssm.observations.expectation import (
     in_a_row,
     repeated,
 )
-from plssm.observations.quadrature import matched_points, square_root
-from plssm.observations.regressors import Regressors
+from plssm.observations.learning.quadrature import matched_points, square_root
+from plssm.observations.learning.regressors import Regressors
 
 if TYPE_CHECKING:
     from plssm.data.batch import Modality

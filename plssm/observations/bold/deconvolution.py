@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import solveh_banded
 from torch import Tensor
 
-from plssm.observations.convolution import band_weights, correlate
+from plssm.observations.bold.convolution import band_weights, correlate
 from plssm.observations.gaussian_channels import Regression
 
 if TYPE_CHECKING:

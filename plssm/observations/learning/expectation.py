@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from plssm.kernels.predictor_newton import SampleBlocks, predictor_products, sample_blocks
-from plssm.observations.masks import observed_counts, observed_samples
-from plssm.observations.quadrature import NODES, gauss_hermite
-from plssm.observations.regressors import (
+from plssm.observations.learning.quadrature import NODES, gauss_hermite
+from plssm.observations.learning.regressors import (
     Coefficients,
     Regressors,
     pack_symmetric,
     unpack_symmetric,
 )
+from plssm.observations.masks import observed_counts, observed_samples
 
 if TYPE_CHECKING:
     from plssm.data.batch import Modality

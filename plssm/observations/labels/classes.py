@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from plssm.errors import ShapeError
-from plssm.observations.level_model import LevelModel, rows_and_regressors, set_predictors
-from plssm.observations.levels import LevelDistribution, pick
+from plssm.observations.labels.base import LevelModel, rows_and_regressors, set_predictors
+from plssm.observations.labels.levels import LevelDistribution, pick
 
 if TYPE_CHECKING:
     from plssm.data.batch import Modality

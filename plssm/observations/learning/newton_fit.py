@@ -10,7 +10,7 @@ from torch import Tensor
 
 from plssm.errors import PlssmError
 from plssm.kernels.newton_steps import newton_steps
-from plssm.observations.expectation import Expansion, Expectation
+from plssm.observations.learning.expectation import Expansion, Expectation
 
 __all__ = ["RIDGE", "Ascent", "climb", "fit_predictor"]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from plssm.errors import CapabilityError
-from plssm.observations.channel_fit import belong_to_channels, fit_channel_parameters
-from plssm.observations.expectation import Expectation
+from plssm.observations.learning.channel_fit import belong_to_channels, fit_channel_parameters
+from plssm.observations.learning.expectation import Expectation
+from plssm.observations.learning.newton_fit import RIDGE, fit_predictor
+from plssm.observations.learning.point_expectation import PointExpectation
 from plssm.observations.masks import observed_counts
-from plssm.observations.newton_fit import RIDGE, fit_predictor
-from plssm.observations.point_expectation import PointExpectation
 
 if TYPE_CHECKING:
     from plssm.data.batch import Modality

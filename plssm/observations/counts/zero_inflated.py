@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from plssm.observations.count_distributions import ZeroInflatedCounts, log_factorial
-from plssm.observations.count_model import CountModel, copy_into, known
-from plssm.observations.count_statistics import lognormal_moments
-from plssm.observations.history import HistoryBasis
+from plssm.observations.counts.base import CountModel, copy_into, known
+from plssm.observations.counts.distributions import ZeroInflatedCounts, log_factorial
+from plssm.observations.counts.history import HistoryBasis
+from plssm.observations.counts.statistics import lognormal_moments
 
 __all__ = ["ZeroInflatedPoisson"]
 
@@ -29,7 +29,7 @@ class ZeroInflatedPoisson(CountModel):
 
     Args:
         channels: Number N of channels.
-        bin_seconds: Width Δ of a bin (see :class:`plssm.observations.counts.Poisson`).
+        bin_seconds: Width Δ of a bin (see :class:`plssm.observations.counts.models.Poisson`).
         readout: "linear", "relu" or "identity".
         nuisance: Number R of nuisance regressors.
         bias: Whether there is an intercept b.

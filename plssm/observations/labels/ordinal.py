@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from plssm.errors import DataError, ShapeError
-from plssm.observations.level_model import (
+from plssm.observations.labels.base import (
     LevelModel,
     finite,
     put,
     rows_and_regressors,
     set_predictors,
 )
-from plssm.observations.levels import LevelDistribution, pick
+from plssm.observations.labels.levels import LevelDistribution, pick
 
 if TYPE_CHECKING:
     from plssm.data.batch import Modality

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from plssm.errors import PlssmError
-from plssm.observations.expectation import Expansion, Expectation
-from plssm.observations.newton_fit import climb
+from plssm.observations.learning.expectation import Expansion, Expectation
+from plssm.observations.learning.newton_fit import climb
 
 __all__ = ["belong_to_channels", "fit_channel_parameters"]
 

@@ -15,10 +15,10 @@ from plssm.kernels.count_expectation import (
     expected_counts,
     expected_counts_curvature,
 )
-from plssm.observations.count_model import CountModel
-from plssm.observations.expectation import Expansion, GaussianExpectation
-from plssm.observations.rates import LOG_RATE_BOUND
-from plssm.observations.regressors import Regressors
+from plssm.observations.counts.base import CountModel
+from plssm.observations.counts.rates import LOG_RATE_BOUND
+from plssm.observations.learning.expectation import Expansion, GaussianExpectation
+from plssm.observations.learning.regressors import Regressors
 
 __all__ = ["CountExpectation"]
 

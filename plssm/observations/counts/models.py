@@ -13,20 +13,20 @@ from torch.nn.functional import logsigmoid
 from plssm.errors import PlssmError
 from plssm.kernels.count_terms import poisson_terms
 from plssm.observations.clock import gather, scatter
-from plssm.observations.count_distributions import (
+from plssm.observations.counts.base import CountModel, copy_into, known
+from plssm.observations.counts.distributions import (
     NegativeBinomialCounts,
     PoissonCounts,
     log_factorial,
     log_rising,
 )
-from plssm.observations.count_expectation import CountExpectation
-from plssm.observations.count_model import CountModel, copy_into, known
-from plssm.observations.count_statistics import lognormal_moments
-from plssm.observations.history import HistoryBasis
+from plssm.observations.counts.expectation import CountExpectation
+from plssm.observations.counts.history import HistoryBasis
+from plssm.observations.counts.rates import LOG_RATE_BOUND
+from plssm.observations.counts.statistics import lognormal_moments
+from plssm.observations.learning.quadrature import ExpectedDerivatives
+from plssm.observations.learning.regressors import pack_symmetric
 from plssm.observations.local import Local
-from plssm.observations.quadrature import ExpectedDerivatives
-from plssm.observations.rates import LOG_RATE_BOUND
-from plssm.observations.regressors import pack_symmetric
 
 if TYPE_CHECKING:
     from plssm.data.batch import Modality

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from plssm.errors import ShapeError
+from plssm.observations.bold.convolution import band_sums, band_weights
 from plssm.observations.clock import scatter
-from plssm.observations.convolution import band_sums, band_weights
 from plssm.observations.local import khatri_rao
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from plssm.observations.bold.convolution import windows
 from plssm.observations.clock import scatter
-from plssm.observations.convolution import windows
 from plssm.observations.local import khatri_rao
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from plssm.errors import DataError, PlssmError, ShapeError
 from plssm.observations.base import ObservationModel
-from plssm.observations.count_statistics import smoothed_counts, totals
-from plssm.observations.history import HistoryBasis, SpikeHistory
-from plssm.observations.rates import make_link
+from plssm.observations.counts.history import HistoryBasis, SpikeHistory
+from plssm.observations.counts.rates import make_link
+from plssm.observations.counts.statistics import smoothed_counts, totals
 
 if TYPE_CHECKING:
     from plssm.data import Dataset

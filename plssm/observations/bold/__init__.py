@@ -1,0 +1,1 @@
+"""BOLD: the response to the latent path, and what is known about it."""

@@ -1,0 +1,1 @@
+"""Class labels and ordered levels."""

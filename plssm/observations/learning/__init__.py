@@ -1,0 +1,1 @@
+"""The M-step: expected log-likelihoods and how they are raised."""
