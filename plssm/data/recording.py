@@ -22,7 +22,7 @@ from plssm.errors import DataError
 __all__ = ["Recording"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Recording:
     """One session of one subject: named signals in seconds, trials and inputs.
 
@@ -68,6 +68,17 @@ class Recording:
             check_signal(self.inputs, "inputs")
             if isinstance(self.inputs, Signal):
                 check_complete(self.inputs.values, "inputs", "all")
+
+    def __repr__(self) -> str:
+        trials = 1 if self.trials is None else len(self.trials)
+        lines = [
+            f"Recording: subject {self.subject!r}, session {self.session!r}, "
+            f"{trials} trial{'' if trials == 1 else 's'}"
+        ]
+        lines += [f"  {name}: {signal!r}" for name, signal in self.signals.items()]
+        if self.inputs is not None:
+            lines.append(f"  inputs: {self.inputs!r}")
+        return "\n".join(lines)
 
     def to_dataset(
         self,

@@ -17,7 +17,7 @@ __all__ = ["Events", "Signal", "check_signal"]
 Kind = Literal["continuous", "count", "label", "ordinal", "bold"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Signal:
     """Regular or irregular samples of one or several channels.
 
@@ -58,8 +58,15 @@ class Signal:
         low, high = min(0.0, np.min(delays)), max(0.0, np.max(delays))
         return float(self.times[0] + low), float(self.times[-1] + high)
 
+    def __repr__(self) -> str:
+        missing = float(np.isnan(self.values).mean()) if self.values.size else 0.0
+        return (
+            f"Signal({self.kind}, {self.values.shape[1]} channels, {len(self.times)} samples, "
+            f"{missing:.1%} missing)"
+        )
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Events:
     """Event times such as spikes, by unit.
 
@@ -91,6 +98,11 @@ class Events:
     def span(self) -> tuple[float, float]:
         """Return the start and the end of the support in seconds."""
         return float(self.support.min()), float(self.support.max())
+
+    def __repr__(self) -> str:
+        count = sum(len(t) for t in self.times)
+        low, high = self.span()
+        return f"Events({len(self.times)} units, {count} events, {low:g} to {high:g} s)"
 
 
 def _intervals(value: np.ndarray) -> np.ndarray:

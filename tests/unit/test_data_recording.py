@@ -385,3 +385,15 @@ def test_refusal(name):
 def test_the_border_checks_of_channels_can_be_switched_off():
     data = Recording({"x": Signal(np.ones((5, 1)), T5)}).to_dataset(1.0, check_channels=False)
     assert isinstance(data, Dataset) and (data.values("x") == 1).all()
+
+
+def test_a_recording_prints_what_it_holds_not_its_values():
+    rng = np.random.default_rng(0)
+    spikes = Events(tuple(rng.uniform(0, 9, 1000) for _ in range(3)), support=(0.0, 9.0))
+    lfp = Signal(np.where(rng.random((90, 2)) < 0.5, np.nan, 1.0), np.arange(90) / 10)
+    drive = Signal(np.ones((90, 1)), np.arange(90) / 10)
+    text = repr(Recording({"spikes": spikes, "lfp": lfp}, subject="rat", inputs=drive))
+    assert "3 units, 3000 events, 0 to 9 s" in text
+    assert "continuous, 2 channels, 90 samples" in text
+    assert "'rat'" in text and "1 trial" in text and "inputs" in text
+    assert len(text) < 400
