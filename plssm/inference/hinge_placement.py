@@ -15,6 +15,7 @@ __all__ = ["Features", "Placement", "Whitened", "best_placement"]
 
 MOSTLY_OPEN = 0.2  # at first, units of the state's own axes are closed for at most this share
 EXPLORED = 0.5  # share of the candidates that are drawn afresh; the others vary the best so far
+ENOUGH = 20_000  # steps on which hinges are chosen; of longer data every n-th
 TILT = 0.5  # size of the random part of the directions of a state unit
 NUDGE = 0.15  # change of directions and quantiles that makes a variation
 
@@ -117,7 +118,10 @@ class Features(NamedTuple):
             return self
         pairs = white.inside[:, :-1] & white.inside[:, 1:]
         now, following = (x[pairs] for x in (white.state.mean[:, :-1], white.state.mean[:, 1:]))
-        directions, kinks = choose_hinges(white.seen, now, following, missing, rng=rng)
+        every = -(-len(white.seen) // ENOUGH)
+        directions, kinks = choose_hinges(
+            white.seen[::every], now[::every], following[::every], missing, rng=rng
+        )
         return Features(
             np.concatenate([self.weights, directions]), np.concatenate([self.kinks, kinks])
         )

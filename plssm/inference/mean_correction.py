@@ -25,7 +25,8 @@ def mean_corrected(model: StateSpaceModel, batch: Batch, result: LaplaceResult) 
     of the expected quadratic expansion of the log joint under this posterior; with the mode in the
     place of the mean it would leave out how the curvature changes as the mode moves. Hinges are
     taken as linear, as in the Laplace covariance. Exactly the mode where all observations are
-    quadratic. A trial's step is shortened to at most ten posterior standard deviations.
+    quadratic. A trial's step is shortened to at most ten posterior standard deviations; where it
+    overflows the mode stays.
 
     Args:
         model: The model.
@@ -51,6 +52,8 @@ def mean_corrected(model: StateSpaceModel, batch: Batch, result: LaplaceResult) 
     if not pull.any():
         return posterior
     step = posterior.solve(pull)
+    if not np.isfinite(step).all():
+        return posterior
     deviation = np.sqrt(np.einsum("btii->bti", covariance.numpy()))
     ratio = np.abs(step) / np.where(deviation > 0, deviation, 1.0)
     longest = ratio.max(axis=(1, 2), initial=FARTHEST)

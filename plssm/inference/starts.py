@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 MAX_LAG_BLOCKS = 64
+LARGEST = 50_000_000  # numbers in the windows of all steps; longer data get shorter windows
 WINDOW = 10  # steps of the past, and of the future, between which a path is sought
 
 
@@ -83,7 +84,7 @@ def predictable_path(model: StateSpaceModel, batch: Batch, dim: int) -> StartPat
     flat = signals[inside]
     axes = np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2]
     signals = (signals - flat.mean(0)) @ axes[: 3 * dim].T
-    window = min(WINDOW, batch.steps // 4)
+    window = min(WINDOW, batch.steps // 4, LARGEST // max(signals[inside].size, 1))
     columns = window * signals.shape[-1]
     if columns < dim or inside.sum() < 3 * columns:
         return state_path(model, batch, dim)

@@ -106,6 +106,24 @@ def test_search_comes_close_to_the_true_placement():
     assert np.median(wanted - many) < 0.2 * np.median(wanted - few)
 
 
+def test_long_data_are_thinned_before_hinges_are_chosen(monkeypatch):
+    """Of a tenth of the steps; the path itself keeps all of them."""
+    from plssm.inference import hinge_placement
+
+    sizes, original = [], hinge_placement.choose_hinges
+
+    def spied(seen, now, following, count, *, rng):
+        sizes.append((len(seen), len(now), len(following)))
+        return original(seen, now, following, count, rng=rng)
+
+    monkeypatch.setattr(hinge_placement, "choose_hinges", spied)
+    monkeypatch.setattr(hinge_placement, "ENOUGH", 80)
+    state = chain()
+    path = best_placement(state, everywhere(state), 4, seed=0, candidates=1, score=nothing)
+    assert sizes == [(80, 80, 80)]
+    assert path.mean.shape == (2, 400, 4)
+
+
 def test_the_seed_decides_and_padding_stays_zero():
     state = chain()
     inside = everywhere(state)

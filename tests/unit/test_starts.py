@@ -178,3 +178,20 @@ def test_predictable_path_of_short_or_empty_data(steps):
     model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"y": ps.observations.Poisson(3)})
     path = predictable_path(model, data.batch(), 2).mean
     assert path.shape == (2, steps, 2) and np.isfinite(path).all()
+
+
+def test_predictable_path_of_data_too_long_for_its_windows(monkeypatch):
+    """Shorter windows where memory asks for it; without any, the principal components."""
+    from plssm.inference import starts
+
+    rng = np.random.default_rng(0)
+    y = rng.poisson(1.0, (2, 60, 3)).astype(float)
+    batch = ps.Dataset.from_arrays({"y": y}, kinds={"y": "count"}).batch()
+    model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"y": ps.observations.Poisson(3)})
+    whole = predictable_path(model, batch, 2).mean
+    monkeypatch.setattr(starts, "LARGEST", 3 * y.size)
+    short = predictable_path(model, batch, 2).mean
+    assert np.isfinite(short).all() and not np.allclose(short, whole)
+    monkeypatch.setattr(starts, "LARGEST", 10)
+    none = predictable_path(model, batch, 2).mean
+    np.testing.assert_array_equal(none, state_path(model, batch, 2).mean)
