@@ -72,11 +72,11 @@ class HiddenLayer:
     def activate(self, u: Tensor) -> Tensor:
         """Returns phi(u): u [..., L] to [..., L]."""
         if self.thresholds.shape[1] == 1:
-            value = self.weights * (u - self.thresholds[:, 0]).clamp_min(0.0)
+            value = self.weights * (u - self.thresholds[:, 0]).relu()
         else:
-            value = (u[..., None] - self.thresholds).clamp_min(0.0) @ self.weights
+            value = (u[..., None] - self.thresholds).relu() @ self.weights
         if self.clipped:
-            value = value - self.weights.sum() * u.clamp_min(0.0)
+            value = value - self.weights.sum() * u.relu()
         if self.linear_units:
             value = torch.cat([u[..., : self.linear_units], value[..., self.linear_units :]], -1)
         return value

@@ -1,0 +1,159 @@
+"""What teacher forcing trains: windows of data, forced paths, and free runs as the measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plssm.data import Batch
+from plssm.inference.forced_rollout import forced_rollout
+from plssm.inference.shrinkage import shrinkage
+from plssm.inference.teacher_signal import TeacherSignal
+from plssm.inference.trainer import Problem
+from plssm.inference.windows import Windows
+from plssm.metrics import power_spectrum_distance, state_space_divergence
+from plssm.model import StateSpaceModel
+
+if TYPE_CHECKING:
+    from plssm.inference.teacher_forcing import TeacherForcing
+
+__all__ = ["ForcedTraining"]
+
+LONGEST = 100_000  # steps of the free runs that are compared with the data
+SHORTEST = 50  # steps of a trial for its power spectrum
+
+
+class ForcedTraining(Problem):
+    """Predictions one step ahead along forced sequences.
+
+    Args:
+        engine: The settings.
+        model: A working copy in the precision of the training; changed in place.
+        batch: Training trials in that precision.
+        seed: Seed of the start values.
+    """
+
+    def __init__(
+        self, engine: TeacherForcing, model: StateSpaceModel, batch: Batch, *, seed: int
+    ) -> None:
+        self.engine, self.model = engine, model
+        self.signal = TeacherSignal(model, batch)
+        length, inputs = batch.length, batch.inputs if model.dynamics.n_inputs else None
+        self.windows = Windows(
+            self.signal.y, self.signal.mask, length, inputs, steps=engine.sequence + 1
+        )
+        self.forcing = engine.scheme.begin()
+        self.hidden = (~self.signal.seen_states).nonzero()[:, 0]
+        seen, generator = model.dim - len(self.hidden), torch.Generator().manual_seed(seed)
+        bound = (6.0 / max(model.dim, 1)) ** 0.5
+        values = (2 * torch.rand(len(self.hidden), seen, generator=generator) - 1) * bound
+        self.first_state = nn.Parameter(values.to(self.signal.y))
+        self.batch, self.steps_done = batch, 0
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """The map, a mixing read-out, and the map to the hidden part of the first state."""
+        dynamics = self.model.dynamics
+        fixed = {*dynamics.noise.parameters(), *dynamics.initial.parameters()}
+        found = [p for p in dynamics.parameters() if p.requires_grad and p not in fixed]
+        found += self.signal.parameters()
+        return [p for p in [*found, self.first_state] if p.numel()]
+
+    def loss(self, progress: float, generator: torch.Generator) -> Tensor:
+        """Mean squared error of the un-forced predictions in a batch of windows."""
+        engine, signal = self.engine, self.signal
+        y, mask, inputs = self.windows.draw(engine.batch_size, generator)
+        teacher, known = signal.teacher(y[:, :-1], mask[:, :-1])
+        if engine.noise:
+            teacher = teacher + engine.noise * torch.randn(
+                teacher.shape, generator=generator, dtype=teacher.dtype
+            ) * self._scale(teacher)
+        share = self.forcing.shares(teacher.shape[1], progress, generator).to(teacher)
+        weight = known * share[None, :, None]
+        path = forced_rollout(
+            self.model.dynamics, self.start(teacher[:, 0]), teacher, weight,
+            None if inputs is None else inputs[:, 1:],
+        )  # fmt: skip
+        self._adapt(teacher)
+        total = signal.loss(path, y[:, 1:], mask[:, 1:])
+        if engine.shrink:
+            total = total + engine.shrink * shrinkage(self.model.dynamics)
+        if len(self.hidden) and engine.shrink:
+            total = total + engine.shrink * self.first_state.square().sum()
+        return total + self.model.dynamics.penalty() / max(int(self.signal.mask.sum()), 1)
+
+    def _scale(self, teacher: Tensor) -> Tensor | float:
+        """Spread of the forced states: of the channels where the read-out selects."""
+        return 1.0 if not self.signal.selects else self._spread
+
+    @property
+    def _spread(self) -> Tensor:
+        if not hasattr(self, "_spread_of_states"):
+            states, known = self.signal.teacher(self.signal.y, self.signal.mask)
+            count = known.sum((0, 1)).clamp_min(1)
+            mean = states.sum((0, 1)) / count
+            square = torch.where(known, (states - mean).square(), 0.0).sum((0, 1)) / count
+            self._spread_of_states = square.sqrt()
+        return self._spread_of_states
+
+    def start(self, teacher: Tensor) -> Tensor:
+        """First states [B, M] from the teacher's: the hidden part is a learned linear map."""
+        if not len(self.hidden):
+            return teacher
+        seen = teacher[:, self.signal.seen_states]
+        return teacher.index_copy(1, self.hidden, seen @ self.first_state.T)
+
+    @torch.no_grad()
+    def _adapt(self, teacher: Tensor) -> None:
+        scheme = self.engine.scheme
+        if scheme.adaptive and self.steps_done % 5 == 0:
+            scheme.adapt(self.model.dynamics.jacobian(teacher), self.forcing)
+        self.steps_done += 1
+
+    # ---- measures ------------------------------------------------------------------------------
+    @torch.no_grad()
+    def measures(self) -> dict[str, float]:
+        """Divergence and spectral distance of free runs from the data; their sum is the score."""
+        runs, truth = self.free_runs()
+        if not all(np.isfinite(r).all() and np.abs(r).max() < 1e6 for r in runs):
+            return {"score": np.inf, "d_stsp": np.inf, "d_h": 1.0, "alpha": self.forcing.alpha}
+        d_stsp = float(state_space_divergence(truth=truth, pred=runs, floor=False))
+        d_h = 0.0
+        if min(len(t) for t in truth) >= SHORTEST:
+            d_h = float(power_spectrum_distance(truth=truth, pred=runs, floor=False))
+        return {
+            "score": d_stsp + d_h, "d_stsp": d_stsp, "d_h": d_h, "alpha": self.forcing.alpha
+        }  # fmt: skip
+
+    def free_runs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Free runs from the first states of the trials, in units of spread, and the data."""
+        signal, length = self.signal, self.batch.length.clamp_max(LONGEST)
+        first = signal.mask.all(-1).to(torch.uint8).argmax(1)
+        rows = torch.arange(len(length))
+        teacher, _ = signal.teacher(signal.y[rows, first], signal.mask[rows, first])
+        inputs = self.batch.inputs if self.model.dynamics.n_inputs else None
+        steps = int(length.max())
+        path = self.model.dynamics.rollout(
+            self.start(teacher), steps, noise=False,
+            inputs=None if inputs is None else inputs[:, :steps],
+        )  # fmt: skip
+        pred = ((signal.predict(path) - signal.mean) / signal.sd).double().numpy()
+        true = ((signal.y - signal.mean) / signal.sd).double().numpy()
+        runs, data = [], []
+        for trial, n in enumerate(length.tolist()):
+            seen = signal.mask[trial, :n].all(-1).numpy()
+            if seen.sum() > 1:
+                runs.append(pred[trial, :n])
+                data.append(true[trial, :n][seen])
+        return runs, data
+
+    def state(self) -> dict[str, float]:
+        """The strength of the forcing, which follows the training."""
+        return {"alpha": self.forcing.alpha, "steps_done": self.steps_done}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Takes back the strength of the forcing."""
+        self.forcing.alpha, self.steps_done = state["alpha"], int(state["steps_done"])

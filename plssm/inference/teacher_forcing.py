@@ -1,0 +1,188 @@
+"""Training by teacher forcing: how the field reconstructs chaotic dynamics."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from plssm.data import Batch, Dataset
+from plssm.errors import PlssmError
+from plssm.fit import Fit
+from plssm.inference.base import Engine, working_copy
+from plssm.inference.forced_training import ForcedTraining
+from plssm.inference.forcing import GTF, ForcingScheme
+from plssm.inference.residual_noise import fit_noise
+from plssm.inference.smoothers import smooth
+from plssm.inference.teacher_signal import refuse_unforceable
+from plssm.inference.trainer import Trainer, Training
+from plssm.inference.training_progress import TrainingProgress
+from plssm.model import StateSpaceModel
+from plssm.posterior import Posterior
+
+__all__ = ["TeacherForcing"]
+
+
+@dataclass
+class TeacherForcing(Engine):
+    r"""Training by gradients along sequences that are drawn to the data.
+
+    .. math:: \min_\theta \sum_t \| x_{t+1} - B\, F_\theta(\tilde z_t) - b \|^2, \qquad
+        \tilde z_t = (1 - \alpha_t) z_t + \alpha_t \hat z_t, \quad \hat z_t = B^+ (x_t - b)
+
+    The map is deterministic in training; afterwards process and observation noise are fitted
+    with the map held, so that posteriors, forecasts and scores work as after any other engine.
+    What is kept is the state whose free runs are closest to the training data.
+
+    Args:
+        seed: Seed of start values and batches.
+        modality_weights: See :class:`Engine`; must be None.
+        scheme: :class:`GTF` or :class:`SparseTF`.
+        steps: Number of updates.
+        sequence: Steps of a training sequence.
+        batch_size: Sequences in a batch.
+        learning_rate: At the start and at the end (exponential decay, RAdam).
+        noise: Standard deviation of the noise added to the teacher and the first states, in units
+            of the spread of the states; the targets stay clean.
+        shrink: Weight of the quadratic penalty on the map's parameters.
+        clip: Largest norm of a gradient.
+        checks: How many times free runs are compared with the data.
+        patience: Checks without improvement after which training ends; 0 never ends early.
+        restarts: Number of trainings from different start values; the best score wins.
+        workers: Processes that restarts are shared between.
+        start: ``"auto"`` draws start values for fresh dynamics and keeps known ones;
+            ``"data"`` and ``"model"`` force one of the two.
+        fit_noise: Whether process and observation noise are fitted after training.
+        dtype: Precision of training, "float32" or "float64".
+        checkpoint: File an interrupted training goes on from (one restart only).
+
+    References:
+        Hess et al. 2023, Generalized teacher forcing for learning chaotic dynamics,
+        arXiv:2306.04406; Mikhaeil, Monfared and Durstewitz 2022, On the difficulty of learning
+        chaotic dynamics with RNNs, arXiv:2110.07238.
+    """
+
+    scheme: ForcingScheme = field(default_factory=GTF)
+    steps: int = 50_000
+    sequence: int = 75
+    batch_size: int = 16
+    learning_rate: tuple[float, float] = (1e-3, 1e-5)
+    noise: float = 0.05
+    shrink: float = 0.0
+    clip: float = 10.0
+    checks: int = 25
+    patience: int = 0
+    restarts: int = 1
+    workers: int = 1
+    start: str = "auto"
+    fit_noise: bool = True
+    dtype: str = "float32"
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.learning_rate = tuple(self.learning_rate)
+        self.training()
+        for name in ("sequence", "batch_size", "restarts", "workers"):
+            if getattr(self, name) < 1:
+                raise PlssmError(f"TeacherForcing: {name} is {getattr(self, name)}, wanted >= 1.")
+        if self.start not in ("auto", "data", "model"):
+            raise PlssmError(
+                f"TeacherForcing: start is {self.start!r}, wanted auto, data or model."
+            )
+        if self.dtype not in ("float32", "float64"):
+            raise PlssmError(
+                f"TeacherForcing: dtype is {self.dtype!r}, wanted float32 or float64."
+            )
+        if self.noise < 0 or self.shrink < 0:
+            raise PlssmError("TeacherForcing: noise and shrink must not be negative.")
+        if self.modality_weights is not None:
+            raise PlssmError("TeacherForcing has no posterior to temper: modality_weights=None.")
+        if self.checkpoint and self.restarts > 1:
+            raise PlssmError("TeacherForcing: a checkpoint serves one restart; set restarts=1.")
+
+    def training(self) -> Training:
+        """Length and speed of the training."""
+        return Training(
+            self.steps, self.learning_rate, self.clip, self.checks, self.patience, self.checkpoint
+        )
+
+    def check(self, model: StateSpaceModel, data: Dataset) -> None:
+        """Refuse data that do not match and read-outs that do not say where the states are."""
+        super().check(model, data)
+        refuse_unforceable(model)
+
+    def infer(self, model: StateSpaceModel, data: Dataset, *, causal: bool = False) -> Posterior:
+        """Posterior of the latent paths: Laplace smoothing, or causal filtering."""
+        return smooth(model, data, method="laplace", causal=causal)
+
+    def fit(
+        self,
+        model: StateSpaceModel,
+        data: Dataset,
+        *,
+        validation: Dataset | None = None,
+        progress: bool | None = None,
+    ) -> Fit:
+        """Fit a copy of ``model`` to ``data``; an interruption (Ctrl-C) keeps the best so far.
+
+        Args:
+            model: The model; never changed.
+            data: Training trials.
+            validation: Trials that free runs are compared with; the training data where absent.
+            progress: Show a progress bar; None shows it where someone can see it.
+
+        Returns:
+            The fit with the best score over checks and restarts.
+
+        Raises:
+            DataError: If the data do not match the model.
+            CapabilityError: If the observations do not say where the states are.
+        """
+        self.check_training(model, data)
+        began, runs = time.perf_counter(), []
+        with TrainingProgress(self.steps, self.restarts, show=progress) as bar:
+            for restart in range(self.restarts):
+                runs.append(self._train(model, data, validation, restart, bar))
+        best = min(runs, key=lambda run: run[1])
+        history = pd.concat([run[2] for run in runs], ignore_index=True)
+        history["selected"] = history["restart"] == best[3]
+        fitted = best[0].to(torch.float64)
+        for part in (fitted.dynamics, *fitted.observations.values()):
+            part.initialised = True
+        if self.fit_noise:
+            fit_noise(fitted, data, seed=self.seed)
+        return Fit.after_training(
+            fitted, self, data, history=history, seconds=time.perf_counter() - began
+        )
+
+    def _train(
+        self, model: StateSpaceModel, data: Dataset, validation: Dataset | None, restart: int,
+        bar: TrainingProgress,
+    ) -> tuple[StateSpaceModel, float, pd.DataFrame, int]:  # fmt: skip
+        """One training from its own start values."""
+        dtype, seed = getattr(torch, self.dtype), self.seed * 1000 + restart
+        copy, batch = working_copy(model, dtype), data.batch().to(dtype=dtype)
+        if self.start == "data" or (self.start == "auto" and not model.dynamics.initialised):
+            copy.dynamics.draw_start(torch.Generator().manual_seed(seed))
+        problem = ForcedTraining(self, copy, batch, seed=seed)
+        trainer = Trainer(
+            problem, self.training(), seed=seed, identity=_identity(self, model, batch)
+        )
+        rows = trainer.run(lambda step, row: bar.advance(restart, step, row))
+        rows.insert(0, "restart", restart)
+        return copy, trainer.best_score, rows, restart
+
+
+def _identity(engine: TeacherForcing, model: StateSpaceModel, batch: Batch) -> str:
+    """A hash of settings, start and data, to tell whose checkpoint a file is."""
+    digest = hashlib.sha256(repr(replace(engine, checkpoint=None)).encode())
+    for tensor in model.state_dict().values():
+        digest.update(np.ascontiguousarray(tensor.numpy(force=True)).tobytes())
+    for modality in batch.modalities.values():
+        digest.update(modality.y.numpy().tobytes())
+    return digest.hexdigest()

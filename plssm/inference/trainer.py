@@ -1,0 +1,280 @@
+"""Training by gradients: updates, schedule, checks, the last good state, and resuming."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from plssm.errors import PlssmError
+from plssm.inference.checkpoint import read_checkpoint, write_checkpoint
+
+__all__ = ["Problem", "Trainer", "Training"]
+
+EPOCH = 50  # steps between two changes of the learning rate
+FAILURES = 5  # returns to the last good state after which training ends
+
+
+class Problem(ABC):
+    """What is trained: parameters, a loss, and measures of what they are worth."""
+
+    @abstractmethod
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Returns the parameters that training changes, always in the same order."""
+
+    @abstractmethod
+    def loss(self, progress: float, generator: torch.Generator) -> Tensor:
+        """Returns the loss of one random batch.
+
+        Args:
+            progress: How much of the training is over, 0 to 1.
+            generator: The only source of randomness.
+        """
+
+    @abstractmethod
+    def measures(self) -> dict[str, float]:
+        """Returns what is shown and kept; ``score`` decides which state is best (lower)."""
+
+    def state(self) -> dict[str, float]:
+        """Returns numbers beside the parameters that resuming needs."""
+        return {}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Takes back what `state` returned."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast.
+
+    Args:
+        steps: Number of updates.
+        learning_rate: At the start and at the end; it falls exponentially.
+        clip: Largest norm of a gradient; longer ones are shortened.
+        checks: How many times the measures are taken.
+        patience: Checks without a better score after which training ends; 0 never ends early.
+        checkpoint: File that an interrupted training goes on from; None keeps none.
+        seconds_between: Seconds between two writes of that file.
+    """
+
+    steps: int
+    learning_rate: tuple[float, float] = (1e-3, 1e-5)
+    clip: float = 10.0
+    checks: int = 25
+    patience: int = 0
+    checkpoint: str | None = None
+    seconds_between: float = 20.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "learning_rate", tuple(self.learning_rate))
+        good = self.steps >= 1 and self.checks >= 1 and self.clip > 0 and self.patience >= 0
+        if not good or len(self.learning_rate) != 2 or not min(self.learning_rate) > 0:
+            raise PlssmError(
+                f"Training: got {self}; wanted at least one step and one check, a positive clip "
+                "and two positive learning rates."
+            )
+
+
+class Trainer:
+    """Runs the updates of a problem.
+
+    The parameters become parts of one vector, so that an update, a norm and a copy are one call
+    each. A loss or gradient that is not finite takes training back to the last check, with half
+    the learning rate. With the same seed the result is the same, whether or not the run was
+    interrupted.
+
+    Args:
+        problem: What is trained; its parameters change in place.
+        training: How long and how fast.
+        seed: Seed of every random choice.
+        identity: What a checkpoint must belong to (settings and data).
+
+    Attributes:
+        rows: One row of measures per check.
+    """
+
+    def __init__(
+        self, problem: Problem, training: Training, *, seed: int, identity: str = ""
+    ) -> None:
+        self.problem, self.training, self.identity = problem, training, identity
+        self.parameters = list(problem.parameters())
+        self.vector = _as_parts_of_one(self.parameters)
+        self.optimiser = torch.optim.RAdam([self.vector], lr=training.learning_rate[0])
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rows: list[dict] = []
+        self.step, self.failures, self.slower, self.idle = 0, 0, 1.0, 0
+        self.best, self.good = self.vector.detach().clone(), self.vector.detach().clone()
+        self.best_score, self.seconds = float("inf"), 0.0
+
+    # ---- running -------------------------------------------------------------------------------
+    def run(self, report: Callable[[int, dict], None] | None = None) -> pd.DataFrame:
+        """Trains to the end, and leaves the parameters with the best score in place.
+
+        Args:
+            report: Called after every check with the step and the measures.
+
+        Returns:
+            One row per check: step, loss, learning rate, measures, seconds.
+        """
+        self._resume()
+        began, written = time.perf_counter() - self.seconds, time.perf_counter()
+        total, training = 0.0, self.training
+        marks = _marks(training.steps, training.checks)
+        try:
+            while self.step < training.steps:
+                loss = self._update()
+                if loss is None:
+                    if self.failures > FAILURES:
+                        break
+                    continue
+                self.step += 1
+                total += loss
+                self.seconds = time.perf_counter() - began
+                if self.step in marks:
+                    self._check(total / (self.step - marks[self.step]), report)
+                    total = 0.0
+                    if training.patience and self.idle >= training.patience:
+                        break
+                if (
+                    training.checkpoint
+                    and time.perf_counter() - written > training.seconds_between
+                    and self.step in marks
+                ):
+                    self._write()
+                    written = time.perf_counter()
+        except KeyboardInterrupt:
+            if not self.rows:
+                raise
+            warnings.warn(
+                "training was interrupted; the best parameters so far are kept.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._copy(self.best if self.rows else self.good)
+        if training.checkpoint:
+            Path(training.checkpoint).unlink(missing_ok=True)
+        return pd.DataFrame(self.rows)
+
+    def _update(self) -> float | None:
+        """One update; None where the loss or its gradient is not finite."""
+        progress = self.step / self.training.steps
+        if self.step % EPOCH == 0:
+            first, last = self.training.learning_rate
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.slower * first * (last / first) ** progress
+        loss = self.problem.loss(progress, self.generator)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        flat = [
+            torch.zeros_like(p).flatten() if g is None else g.flatten()
+            for g, p in zip(gradients, self.parameters, strict=True)
+        ]
+        gradient = torch.cat(flat)
+        value, norm = float(loss.detach()), float(gradient.norm())
+        if not (norm < float("inf") and value == value):
+            return self._go_back()
+        if norm > self.training.clip:
+            gradient *= self.training.clip / norm
+        self.vector.grad = gradient
+        self.optimiser.step()
+        return value
+
+    def _go_back(self) -> None:
+        """Returns to the last good state with half the learning rate."""
+        self.failures += 1
+        self.slower *= 0.5
+        self._copy(self.good)
+        self.optimiser.state.clear()
+        for group in self.optimiser.param_groups:
+            group["lr"] *= 0.5
+        warnings.warn(
+            f"step {self.step}: the loss is not finite; training goes on from the last good "
+            "parameters with half the learning rate."
+            if self.failures <= FAILURES
+            else f"step {self.step}: the loss is not finite for the {self.failures}th time; "
+            "training ends and the best parameters so far are kept.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+    def _check(self, loss: float, report: Callable[[int, dict], None] | None) -> None:
+        """Takes the measures, and keeps the state if it is the best."""
+        rate = self.optimiser.param_groups[0]["lr"]
+        measures = self.problem.measures()
+        row = {"step": self.step, "loss": loss, "learning_rate": rate}
+        row |= measures | {"seconds": self.seconds}
+        self.rows.append(row)
+        self.good.copy_(self.vector.detach())
+        if measures["score"] < self.best_score or not self.rows[:-1]:
+            self.best.copy_(self.vector.detach())
+            self.best_score, self.idle = measures["score"], 0
+        else:
+            self.idle += 1
+        if report is not None:
+            report(self.step, row)
+
+    def _copy(self, values: Tensor) -> None:
+        with torch.no_grad():
+            self.vector.copy_(values)
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+    def _write(self) -> None:
+        state = self.optimiser.state[self.vector]
+        tensors = {
+            "vector": self.vector.detach(), "best": self.best, "good": self.good,
+            "generator": self.generator.get_state(),
+        }  # fmt: skip
+        tensors |= {f"optimiser.{k}": v for k, v in state.items()}
+        numbers = {
+            "identity": self.identity, "step": self.step, "failures": self.failures,
+            "slower": self.slower, "idle": self.idle, "best_score": self.best_score,
+            "seconds": self.seconds, "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "rows": self.rows, "problem": self.problem.state(),
+        }  # fmt: skip
+        write_checkpoint(Path(self.training.checkpoint), tensors, numbers)
+
+    def _resume(self) -> None:
+        """Goes on from the checkpoint, where there is one of the same settings and data."""
+        path = self.training.checkpoint
+        if not path or not Path(path).exists():
+            return
+        tensors, numbers = read_checkpoint(Path(path))
+        if numbers["identity"] != self.identity:
+            raise PlssmError(
+                f"the checkpoint {path} belongs to other settings or data; delete it to start "
+                "afresh, or give another file."
+            )
+        self._copy(tensors["vector"])
+        self.best.copy_(tensors["best"])
+        self.good.copy_(tensors["good"])
+        self.generator.set_state(tensors["generator"])
+        self.optimiser.state[self.vector] = {
+            k.split(".")[1]: v for k, v in tensors.items() if k.startswith("optimiser.")
+        }
+        for group in self.optimiser.param_groups:
+            group["lr"] = numbers["learning_rate"]
+        for name in ("step", "failures", "slower", "idle", "best_score", "seconds", "rows"):
+            setattr(self, name, numbers[name])
+        self.problem.restore(numbers["problem"])
+
+
+def _marks(steps: int, checks: int) -> dict[int, int]:
+    """Steps at which measures are taken, and the one before each."""
+    ends = sorted({max(round(steps * (i + 1) / checks), 1) for i in range(checks)})
+    return dict(zip(ends, [0, *ends[:-1]], strict=True))
+
+
+def _as_parts_of_one(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+    """Makes parameters views of one vector, which is returned."""
+    vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
+    first = 0
+    for p in parameters:
+        p.data = vector.data[first : first + p.numel()].view_as(p)
+        first += p.numel()
+    return vector
