@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from plssm.errors import PlssmError, ShapeError
 
-__all__ = ["checked", "input_count", "positive", "write"]
+__all__ = ["checked", "column_count", "input_count", "positive", "whole", "write"]
 
 
 def checked(name: str, value: Any, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -59,9 +60,29 @@ def write(parameter: nn.Parameter, value: Tensor) -> None:
 
 def input_count(C: Any, dim: int) -> int:
     """The number of inputs K of an input matrix [M, K]; None has none."""
-    if C is None:
-        return 0
-    shape = tuple(checked("C", C).shape)
-    if len(shape) != 2 or shape[0] != dim:
-        raise ShapeError(f"C: got shape {shape}, wanted ({dim}, K)")
+    return 0 if C is None else column_count("C", C, dim, "K")
+
+
+def column_count(name: str, value: Any, rows: int, letter: str) -> int:
+    """The number of columns of a matrix [rows, letter].
+
+    Raises:
+        ShapeError: If it has another shape.
+    """
+    shape = tuple(checked(name, value).shape)
+    if len(shape) != 2 or shape[0] != rows:
+        raise ShapeError(f"{name}: got shape {shape}, wanted ({rows}, {letter})")
     return shape[1]
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Returns a size.
+
+    Raises:
+        PlssmError: If it is not a whole number between `least` and `most`.
+    """
+    good = isinstance(value, Real) and float(value).is_integer() and value >= least
+    if not good or (most is not None and value > most):
+        to = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise PlssmError(f"{name}: got {value!r}, wanted a whole number {to}")
+    return int(value)

@@ -2,31 +2,73 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from plssm.dynamics._checks import checked
+from plssm.dynamics._checks import checked, input_count
 from plssm.dynamics.noise import Noise, noise_kind
-from plssm.errors import PlssmError
+from plssm.errors import PlssmError, ShapeError
 
 if TYPE_CHECKING:
     from plssm.dynamics.base import LatentDynamics
 
-__all__ = ["assign_known", "noise_options"]
+__all__ = ["diagonal", "known"]
+
+Dynamics = TypeVar("Dynamics", bound="LatentDynamics")
 
 
-def noise_options(dim: int, process_noise: Any, initial_noise: Any) -> dict[str, str]:
-    """Returns the constructor's noise arguments for given (co)variances.
+def diagonal(A: Any) -> Tensor:
+    """Returns a decay A [M] that is given as the diagonal of a matrix.
+
+    Raises:
+        ShapeError: If it is not a vector.
+    """
+    A = checked("A", A)
+    if A.ndim != 1:
+        raise ShapeError(
+            f"A: got shape {tuple(A.shape)}, wanted (M,); A is diagonal, give its diagonal"
+        )
+    return A
+
+
+def known(
+    cls: type[Dynamics],
+    sizes: tuple[int, ...],
+    values: dict[str, Any],
+    *,
+    process_noise: Any = 1.0,
+    initial_mean: Any = None,
+    initial_noise: Any = None,
+    **options: Any,
+) -> Dynamics:
+    """Makes dynamics with known parameters.
 
     Args:
-        dim: Number of states M.
+        cls: The class.
+        sizes: Its sizes before the number of inputs, M first.
+        values: Parameter values by name, with the input matrix C; None writes zeros.
         process_noise: Variance (a number), variances [M] or covariance [M, M].
-        initial_noise: The same for z_1; None is the process noise.
+        initial_mean: Mean of z_1 [M]; None is zero.
+        initial_noise: Like `process_noise`, for z_1; None is the process noise.
+        **options: Further arguments of the constructor.
 
     Returns:
-        ``{"noise": kind, "initial_noise": kind}``.
+        The dynamics, marked as initialised.
     """
+    dim = sizes[0]
+    kinds = _noise_options(dim, process_noise, initial_noise)
+    dynamics = cls(*sizes, input_count(values["C"], dim), **kinds, **options)
+    _assign(
+        dynamics, values, process_noise=process_noise, initial_mean=initial_mean,
+        initial_noise=initial_noise,
+    )  # fmt: skip
+    return dynamics
+
+
+def _noise_options(dim: int, process_noise: Any, initial_noise: Any) -> dict[str, str]:
+    """The constructor's noise arguments for given (co)variances."""
     initial_noise = process_noise if initial_noise is None else initial_noise
     return {
         "noise": noise_kind("process_noise", process_noise, dim),
@@ -34,7 +76,7 @@ def noise_options(dim: int, process_noise: Any, initial_noise: Any) -> dict[str,
     }
 
 
-def assign_known(
+def _assign(
     dynamics: LatentDynamics,
     values: dict[str, Any],
     *,
@@ -42,15 +84,7 @@ def assign_known(
     initial_mean: Any,
     initial_noise: Any,
 ) -> None:
-    """Writes given parameters and marks the dynamics as initialised.
-
-    Args:
-        dynamics: What to write into.
-        values: Parameter values by name; None writes zeros.
-        process_noise: Variance (a number), variances [M] or covariance [M, M].
-        initial_mean: Mean of z_1 [M]; None is zero.
-        initial_noise: Like `process_noise`, for z_1; None is the process noise.
-    """
+    """Writes given parameters and marks the dynamics as initialised."""
     for name, value in values.items():
         if value is None:
             value = torch.zeros_like(getattr(dynamics, name))

@@ -85,6 +85,30 @@ class LatentDynamics(Configurable, nn.Module, ABC):
             PlssmError: In a subclass, where there is something to refuse.
         """
 
+    def draw_start(self, generator: torch.Generator) -> None:
+        """Writes fresh random start values of the map's parameters; frozen ones stay.
+
+        Noise and initial state are not touched. Gradient-based fits begin from such values, and
+        restarts differ by them.
+
+        Args:
+            generator: Source of randomness, on the CPU.
+
+        Raises:
+            CapabilityError: If the class does not say how.
+        """
+        raise CapabilityError(
+            f"{type(self).__name__} has no random start values; write draw_start(generator), or "
+            "start from parameters that are set"
+        )
+
+    def _write_free(self, **values: Tensor | float) -> None:
+        """Writes parameters by name, except those that are frozen."""
+        for name, value in values.items():
+            parameter = getattr(self, name)
+            if parameter.requires_grad:
+                write(parameter, torch.as_tensor(value))
+
     # ---- the map ------------------------------------------------------------------------------
     @abstractmethod
     def step(self, z: Tensor, s: Tensor | None = None) -> Tensor:
@@ -269,8 +293,15 @@ class LatentDynamics(Configurable, nn.Module, ABC):
 
     def __repr__(self) -> str:
         """Says the sizes and the noise."""
-        inputs = f", inputs={self.n_inputs}" if self.n_inputs else ""
-        return f"{type(self).__name__}(dim={self.dim}{inputs}, noise={self.noise.kind!r})"
+        sizes = {"dim": self.dim, **self._sizes()}
+        if self.n_inputs:
+            sizes["inputs"] = self.n_inputs
+        said = ", ".join(f"{name}={value}" for name, value in sizes.items())
+        return f"{type(self).__name__}({said}, noise={self.noise.kind!r})"
+
+    def _sizes(self) -> dict[str, int | bool]:
+        """Sizes and switches beside dim and inputs that the representation names."""
+        return {}
 
 
 class PiecewiseLinear(LatentDynamics, ABC):

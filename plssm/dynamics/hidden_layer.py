@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from plssm.dynamics.relu_form import ReluForm
 from plssm.errors import ShapeError
 
 __all__ = ["HiddenLayer"]
@@ -23,6 +25,9 @@ class HiddenLayer:
     with kappa 1 where the layer is clipped, otherwise 0. The first units may be linear instead,
     :math:`\varphi_l(u) = u`. Engines that differentiate the map compile this form once for the
     whole family.
+
+    Each unit that is not linear has one gate per threshold, on where :math:`u_l > H_{lb}`, and,
+    where the layer is clipped, a last one for :math:`u_l > 0`. Gates are counted unit by unit.
 
     Args:
         decay: A [M].
@@ -59,6 +64,10 @@ class HiddenLayer:
             wanted["outer"] = (dim, dim)
         else:
             wanted["inner"] = (units, dim)
+        if not 0 <= self.linear_units <= units:
+            raise ShapeError(
+                f"linear_units: got {self.linear_units}, wanted between 0 and the {units} units"
+            )
         for name, shape in wanted.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise ShapeError(
@@ -84,3 +93,66 @@ class HiddenLayer:
     def step(self, z: Tensor) -> Tensor:
         """Returns F(z): z [..., M] to [..., M]."""
         return z * self.decay + self.activate(self.units(z)) @ self.outer.T + self.bias
+
+    # ---- gates --------------------------------------------------------------------------------
+    def hinges(self) -> tuple[Tensor, Tensor]:
+        """Returns kinks [G, B'] and weights [B'] of the G units that are not linear.
+
+        Clipping counts as one more basis, with its kink at zero and the negative sum of the
+        weights.
+        """
+        kinks, weights = self.thresholds[self.linear_units :], self.weights
+        if not self.clipped:
+            return kinks, weights
+        kinks = torch.cat([kinks, torch.zeros_like(kinks[:, :1])], dim=1)
+        return kinks, torch.cat([weights, -weights.sum(0, keepdim=True)])
+
+    def region(self, z: Tensor) -> Tensor:
+        """Returns which gates are on: z [..., M] to bool [..., G B']."""
+        u = self.units(z)[..., self.linear_units :]
+        return (u[..., None] > self.hinges()[0]).flatten(-2)
+
+    def affine(self, region: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Returns the affine map of each region.
+
+        .. math:: J = \mathrm{diag}(A) + W \mathrm{diag}(p)\, V, \qquad
+            p_l = \sum_b \alpha_b d_{lb}, \qquad
+            b = h - \sum_{lb} W_{\cdot l}\, \alpha_b d_{lb} H_{lb}
+
+        Args:
+            region: Gates d [..., G B'], boolean or any number between 0 and 1.
+
+        Returns:
+            J [..., M, M] and b [..., M].
+        """
+        kinks, weights = self.hinges()
+        gates = region.to(weights.dtype).unflatten(-1, kinks.shape)
+        slope, shift = gates @ weights, (gates * kinks) @ weights
+        linear = slope.new_ones(*slope.shape[:-1], self.linear_units)
+        outer = self.outer * torch.cat([linear, slope], dim=-1)[..., None, :]
+        jacobian = torch.diag(self.decay) + (outer if self.inner is None else outer @ self.inner)
+        return jacobian, self.bias - shift @ self.outer[:, self.linear_units :].T
+
+    def relu_form(self, inputs: Tensor) -> ReluForm:
+        """Returns the map as ReLU gates, in the order of `region`.
+
+        Args:
+            inputs: Input matrix C [M, K].
+        """
+        tensors = (*self.hinges(), self.decay, self.outer, self.bias, inputs)
+        kinks, weights, decay, outer, bias, C = (_array(x) for x in tensors)
+        (units, bases), linear = kinks.shape, self.linear_units
+        inner = np.eye(len(decay)) if self.inner is None else _array(self.inner)
+        return ReluForm(
+            linear=np.diag(decay) + outer[:, :linear] @ inner[:linear],
+            bias=bias,
+            outer=(outer[:, linear:, None] * weights).reshape(len(decay), units * bases),
+            inner=inner[linear:].repeat(bases, axis=0),
+            offset=-kinks.ravel(),
+            inputs=C,
+        )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor's values as a float64 array."""
+    return tensor.detach().cpu().double().numpy()

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plssm.dynamics._checks import checked, input_count, write
-from plssm.dynamics._known import assign_known, noise_options
+from plssm.dynamics._checks import checked, write
+from plssm.dynamics._known import known
 from plssm.dynamics._start_values import stable_start
 from plssm.dynamics.base import PiecewiseLinear
 from plssm.dynamics.relu_form import ReluForm
@@ -92,16 +92,11 @@ class LinearDynamics(PiecewiseLinear):
         A = checked("A", A)
         if A.ndim != 2 or A.shape[0] != A.shape[1]:
             raise ShapeError(f"A: got shape {tuple(A.shape)}, wanted (M, M)")
-        dim = A.shape[0]
-        self = cls(
-            dim, input_count(C, dim), initial=initial, input_at_start=input_at_start,
-            **noise_options(dim, process_noise, initial_noise),
+        return known(
+            cls, A.shape[:1], {"A": A, "h": h, "C": C}, process_noise=process_noise,
+            initial_mean=initial_mean, initial_noise=initial_noise, initial=initial,
+            input_at_start=input_at_start,
         )  # fmt: skip
-        assign_known(
-            self, {"A": A, "h": h, "C": C}, process_noise=process_noise,
-            initial_mean=initial_mean, initial_noise=initial_noise,
-        )  # fmt: skip
-        return self
 
     def region(self, z: Tensor) -> Tensor:
         """Returns no bits: z [..., M] to bool [..., 0]."""
@@ -115,6 +110,11 @@ class LinearDynamics(PiecewiseLinear):
     def step(self, z: Tensor, s: Tensor | None = None) -> Tensor:
         """Returns A z + h + C s: z [..., M] and s [..., K] to [..., M]."""
         return z @ self.A.T + self.h + self.drive(s)
+
+    def draw_start(self, generator: torch.Generator) -> None:
+        """Draws a stable A, its diagonal in (0.5, 0.9) and small couplings; h = 0 and C = 0."""
+        a, w = stable_start(self.dim, generator)
+        self._write_free(A=torch.diag(a) + w, h=0.0, C=0.0)
 
     def relu_form(self) -> ReluForm:
         """Returns the map as a ReLU form without gates."""

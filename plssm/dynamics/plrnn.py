@@ -8,24 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plssm.dynamics._checks import checked, input_count, write
-from plssm.dynamics._known import assign_known, noise_options
-from plssm.dynamics._start_values import stable_start
-from plssm.dynamics.base import PiecewiseLinear
+from plssm.dynamics._checks import checked, write
+from plssm.dynamics._known import diagonal, known
+from plssm.dynamics._start_values import glorot, normalised_positive, stable_start
+from plssm.dynamics.hidden_layer import HiddenLayer
+from plssm.dynamics.one_layer import CoupledUnits
 from plssm.dynamics.regularization import ManifoldAttractor
-from plssm.dynamics.relu_form import ReluForm
-from plssm.errors import PlssmError, ShapeError
 
 __all__ = ["PLRNN"]
 
 
-class PLRNN(PiecewiseLinear):
+class PLRNN(CoupledUnits):
     r"""Piecewise-linear recurrent neural network.
 
     .. math::
         z_t = A z_{t-1} + W \max(0, z_{t-1}) + h + C s_t + \epsilon_t
 
-    A is diagonal and given as a vector; W has a zero diagonal. A fresh model has stable random A
+    A is diagonal and given as a vector; W has a zero diagonal. Orbits are bounded where
+    max|A| + the spectral norm of W is below 1. A fresh model has stable random A
     in (0.5, 0.9) and small W (the same in every process), h = 0, C = 0 and unit noise.
 
     Args:
@@ -36,6 +36,8 @@ class PLRNN(PiecewiseLinear):
         initial_noise: Kind of the initial covariance.
         input_at_start: Whether s_1 moves the mean of z_1.
         regularizer: Quadratic prior on A, W and h, or None.
+        mean_centered: Whether the units see z minus its mean over the states,
+            max(0, z - mean(z)).
 
     Example:
         >>> dynamics = PLRNN.from_parameters(
@@ -49,8 +51,6 @@ class PLRNN(PiecewiseLinear):
         doi:10.1371/journal.pcbi.1005542; Koppe et al. 2019, doi:10.1371/journal.pcbi.1007263.
     """
 
-    _coupled: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -61,10 +61,11 @@ class PLRNN(PiecewiseLinear):
         initial_noise: str = "diagonal",
         input_at_start: bool = False,
         regularizer: ManifoldAttractor | None = None,
+        mean_centered: bool = False,
     ) -> None:
         super().__init__(
             dim, inputs, noise=noise, initial=initial, initial_noise=initial_noise,
-            input_at_start=input_at_start,
+            input_at_start=input_at_start, mean_centered=mean_centered,
         )  # fmt: skip
         if regularizer is not None:
             regularizer.rows(self.dim)  # refuses units that do not exist
@@ -72,7 +73,6 @@ class PLRNN(PiecewiseLinear):
         a, w = stable_start(self.dim)
         self.A, self.W = nn.Parameter(a), nn.Parameter(w)
         self.h = nn.Parameter(torch.zeros(self.dim, dtype=torch.float64))
-        self.register_buffer("_coupled", ~torch.eye(self.dim, dtype=torch.bool), persistent=False)
 
     @classmethod
     def from_parameters(
@@ -88,6 +88,7 @@ class PLRNN(PiecewiseLinear):
         initial: str = "shared",
         input_at_start: bool = False,
         regularizer: ManifoldAttractor | None = None,
+        mean_centered: bool = False,
     ) -> PLRNN:
         """Makes a PLRNN with known parameters.
 
@@ -102,6 +103,7 @@ class PLRNN(PiecewiseLinear):
             initial: "shared" or "tied".
             input_at_start: Whether s_1 moves the mean of z_1.
             regularizer: Quadratic prior on A, W and h, or None.
+            mean_centered: Whether the units see z minus its mean over the states.
 
         Returns:
             The dynamics, marked as initialised.
@@ -111,69 +113,38 @@ class PLRNN(PiecewiseLinear):
             PlssmError: If a value is not finite, a variance is not positive, or W has a non-zero
                 diagonal.
         """
-        A = checked("A", A)
-        if A.ndim != 1:
-            raise ShapeError(
-                f"A: got shape {tuple(A.shape)}, wanted (M,); A is diagonal, give its diagonal"
-            )
-        dim = A.shape[0]
-        self = cls(
-            dim, input_count(C, dim), initial=initial, input_at_start=input_at_start,
-            regularizer=regularizer, **noise_options(dim, process_noise, initial_noise),
+        A = diagonal(A)
+        return known(
+            cls, A.shape, {"A": A, "W": W, "h": h, "C": C}, process_noise=process_noise,
+            initial_mean=initial_mean, initial_noise=initial_noise, initial=initial,
+            input_at_start=input_at_start, regularizer=regularizer, mean_centered=mean_centered,
         )  # fmt: skip
-        assign_known(
-            self, {"A": A, "W": W, "h": h, "C": C}, process_noise=process_noise,
-            initial_mean=initial_mean, initial_noise=initial_noise,
+
+    def layer(self) -> HiddenLayer:
+        """Returns the map without inputs; one unit per state, its kink at zero."""
+        zero = self.A.new_zeros(self.dim, 1)
+        return HiddenLayer(
+            decay=self.A, outer=self.couplings, bias=self.h, inner=self._seen(),
+            thresholds=zero, weights=self.A.new_ones(1),
         )  # fmt: skip
-        return self
 
-    def check_parameter(self, name: str, value: Tensor) -> None:
-        """Refuses a non-zero diagonal of W.
+    def draw_start(self, generator: torch.Generator) -> None:
+        """Draws the published start values; frozen parameters stay.
 
-        Raises:
-            PlssmError: If W [M, M] has one.
+        A + W is positive definite with largest eigenvalue 1, h = 0, and C is uniform with
+        variance 2 / (M + K).
         """
-        if name == "W" and value.diagonal().any():
-            raise PlssmError(
-                "W: the diagonal must be zero, got "
-                f"{[round(x, 6) for x in value.diagonal().tolist()]}; it acts on max(0, z) only, "
-                "so move self-couplings to A (add the diagonal of W to A)"
-            )
-
-    @property
-    def couplings(self) -> Tensor:
-        """W [M, M] as it acts: without a diagonal, so that no gradient can give it one."""
-        return self.W * self._coupled
-
-    def region(self, z: Tensor) -> Tensor:
-        """Returns which units are positive: z [..., M] to bool [..., M]."""
-        return z > 0
-
-    def affine(self, region: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the affine map of each region.
-
-        Args:
-            region: Gates [..., M], boolean or any number between 0 and 1.
-
-        Returns:
-            J = A + W diag(region) [..., M, M] and h [..., M].
-        """
-        gates = region.to(self.W.dtype)[..., None, :]
-        return torch.diag(self.A) + self.couplings * gates, self.h.expand(*region.shape[:-1], -1)
-
-    def step(self, z: Tensor, s: Tensor | None = None) -> Tensor:
-        """Returns A z + W max(0, z) + h + C s: z [..., M] and s [..., K] to [..., M]."""
-        return z * self.A + z.clamp_min(0.0) @ self.couplings.T + self.h + self.drive(s)
-
-    def relu_form(self) -> ReluForm:
-        """Returns the map as ReLU gates on the states themselves."""
-        tensors = (self.A, self.W, self.h, self.C)
-        A, W, h, C = (p.detach().cpu().double().numpy() for p in tensors)
-        W = W * self._coupled.cpu().numpy()
-        return ReluForm(np.diag(A), h, W, np.eye(self.dim), np.zeros(self.dim), C)
+        together = normalised_positive(self.dim, generator)
+        self._write_free(
+            A=together.diagonal(), W=together - torch.diag(together.diagonal()), h=0.0,
+            C=glorot(self.dim, self.n_inputs, generator),
+        )  # fmt: skip
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
-        """Returns [A, W, h, C] [M, 2M+1+K] and which entries are free."""
+        """Returns [A, W, h, C] [M, 2M+1+K] and which entries are free.
+
+        With centred units the columns of W belong to max(0, z - mean(z)).
+        """
         dim, tensors = self.dim, (self.A, self.W, self.h, self.C)
         A, W, h, C = (p.detach().cpu().numpy() for p in tensors)
         theta = np.zeros((dim, 2 * dim + 1 + C.shape[1]), dtype=A.dtype)

@@ -296,6 +296,26 @@ class DynamicsContract(ABC):
             dynamics.assign_coefficients(theta + 1.0)
         self.same(dynamics, self.create())
 
+    def test_start_values_are_drawn(self) -> None:
+        """Start values follow the generator, leave noise and frozen parameters, and are finite."""
+        one, other, frozen = (self.create().requires_grad_(free) for free in (True, True, False))
+        before = {name: p.detach().clone() for name, p in one.named_parameters()}
+        try:
+            one.draw_start(torch.Generator().manual_seed(1))
+        except CapabilityError as error:
+            assert type(one).__name__ in str(error)
+            pytest.skip("there are no random start values")
+        other.draw_start(torch.Generator().manual_seed(1))
+        frozen.draw_start(torch.Generator().manual_seed(1))
+        for name, p in one.named_parameters():
+            assert torch.isfinite(p).all(), name
+            assert torch.equal(p, other.get_parameter(name)), name
+            assert torch.equal(before[name], frozen.get_parameter(name)), name
+            if "." in name:  # noise and initial state
+                assert torch.equal(p, before[name]), name
+        other.draw_start(torch.Generator().manual_seed(2))
+        assert any(not torch.equal(p, other.get_parameter(n)) for n, p in one.named_parameters())
+
     def test_coefficients_are_the_map(self) -> None:
         """Theta [z; relu(gates); 1; s] is the step; theta can be written back."""
         dynamics = self.piecewise().requires_grad_(True)

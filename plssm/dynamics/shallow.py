@@ -1,0 +1,144 @@
+"""The shallow PLRNN: one hidden layer of rectified units of any number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from plssm.dynamics._checks import column_count, whole
+from plssm.dynamics._known import diagonal, known
+from plssm.dynamics._start_values import glorot, normalised_positive, same_every_time, uniform
+from plssm.dynamics.hidden_layer import HiddenLayer
+from plssm.dynamics.one_layer import OneLayerDynamics, check_centring
+
+__all__ = ["ShallowPLRNN"]
+
+
+class ShallowPLRNN(OneLayerDynamics):
+    r"""Shallow PLRNN: L hidden units that see combinations of the M states.
+
+    .. math::
+        z_t = A z_{t-1} + W_1 \left[\max(0, W_2 z_{t-1} + h_2) - \max(0, W_2 z_{t-1})\right]
+              + h_1 + C s_t + \epsilon_t
+
+    A is diagonal and given as a vector; without `clipped` the second maximum is absent. A clipped
+    unit gives at most :math:`|h_2|`, so that orbits are bounded where max|A| < 1, whatever the
+    weights are: in the long run :math:`|z_i| \le (|W_1|\,|h_2| + |h_1|)_i / (1 - |A_i|)` without
+    inputs. Otherwise max|A| plus the product of the spectral norms of W1 and W2 below 1 is enough.
+    A fresh model has the values of `draw_start`, the same in every process, and unit noise.
+
+    Args:
+        dim: Number of states M.
+        hidden: Number of hidden units L.
+        inputs: Number of inputs K.
+        clipped: Whether max(0, W2 z) is subtracted. A clipped unit with h2 = 0 does nothing.
+        mean_centered: Whether the units see z minus its mean over the states.
+        **options: Noise and initial state, as for :class:`LatentDynamics`.
+
+    Example:
+        >>> dynamics = ShallowPLRNN.from_parameters(
+        ...     A=[0.5, 0.5], W1=[[2.0], [0.0]], W2=[[1.0, 1.0]], h1=[0.0, 1.0], h2=[1.0]
+        ... )
+        >>> dynamics.step(torch.tensor([2.0, -4.0], dtype=torch.float64)).tolist()
+        [1.0, -1.0]
+        >>> dynamics.step(torch.tensor([20.0, 4.0], dtype=torch.float64)).tolist()
+        [12.0, 3.0]
+
+    References:
+        Hess, Monfared, Brenner & Durstewitz 2023, Generalized teacher forcing for learning chaotic
+        dynamics, arXiv:2306.04406.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        inputs: int = 0,
+        *,
+        clipped: bool = True,
+        mean_centered: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(dim, inputs, **options)
+        self.hidden = whole("hidden", hidden, 1)
+        self.clipped = bool(clipped)
+        self.mean_centered = check_centring(mean_centered, self.dim)
+        empty = {"dtype": torch.float64}
+        self.A = nn.Parameter(torch.zeros(self.dim, **empty))
+        self.W1 = nn.Parameter(torch.zeros(self.dim, self.hidden, **empty))
+        self.W2 = nn.Parameter(torch.zeros(self.hidden, self.dim, **empty))
+        self.h1 = nn.Parameter(torch.zeros(self.dim, **empty))
+        self.h2 = nn.Parameter(torch.zeros(self.hidden, **empty))
+        self.draw_start(same_every_time())
+
+    @classmethod
+    def from_parameters(
+        cls,
+        A: Any,
+        W1: Any,
+        W2: Any,
+        *,
+        h1: Any = None,
+        h2: Any = None,
+        C: Any = None,
+        clipped: bool = True,
+        mean_centered: bool = False,
+        **options: Any,
+    ) -> ShallowPLRNN:
+        """Makes a shallow PLRNN with known parameters.
+
+        Args:
+            A: Diagonal of the linear part [M].
+            W1: Weights of the hidden units [M, L].
+            W2: What the hidden units see [L, M].
+            h1: Bias [M]; default zero.
+            h2: Bias of the hidden units [L]; default zero.
+            C: Input matrix [M, K]; default no inputs.
+            clipped: Whether max(0, W2 z) is subtracted.
+            mean_centered: Whether the units see z minus its mean over the states.
+            **options: `process_noise`, `initial_mean`, `initial_noise`, `initial` and
+                `input_at_start`, as for `PLRNN.from_parameters`.
+
+        Returns:
+            The dynamics, marked as initialised.
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            PlssmError: If a value is not finite or a variance is not positive.
+        """
+        A = diagonal(A)
+        sizes = (len(A), column_count("W1", W1, len(A), "L"))
+        values = {"A": A, "W1": W1, "W2": W2, "h1": h1, "h2": h2, "C": C}
+        return known(cls, sizes, values, clipped=clipped, mean_centered=mean_centered, **options)
+
+    def layer(self) -> HiddenLayer:
+        """Returns the map without inputs; the kinks of W2 z are at -h2."""
+        seen = self.W2
+        if self.mean_centered:
+            seen = seen - seen.mean(1, keepdim=True)
+        return HiddenLayer(
+            decay=self.A, outer=self.W1, bias=self.h1, inner=seen, thresholds=-self.h2[:, None],
+            weights=self.A.new_ones(1), clipped=self.clipped,
+        )  # fmt: skip
+
+    def draw_start(self, generator: torch.Generator) -> None:
+        """Draws the published start values; frozen parameters stay.
+
+        A is the diagonal of a positive definite matrix with largest eigenvalue 1; W1 and W2 are
+        uniform within 1/sqrt(L) and 1/sqrt(M), h2 within 1/sqrt(L) where the layer is clipped and
+        otherwise 0; h1 = 0, and C is uniform with variance 2 / (M + K).
+        """
+        wide = self.hidden**-0.5
+        self._write_free(
+            A=normalised_positive(self.dim, generator).diagonal(),
+            W1=uniform(self.dim, self.hidden, bound=wide, generator=generator),
+            W2=uniform(self.hidden, self.dim, bound=self.dim**-0.5, generator=generator),
+            h1=0.0,
+            h2=uniform(self.hidden, bound=wide, generator=generator) if self.clipped else 0.0,
+            C=glorot(self.dim, self.n_inputs, generator),
+        )
+
+    def _sizes(self) -> dict[str, int | bool]:
+        return {"hidden": self.hidden, "clipped": self.clipped, **super()._sizes()}
