@@ -34,12 +34,14 @@ class ForcedTraining(Problem):
         engine: The settings.
         model: A working copy in the precision of the training; changed in place.
         batch: Training trials in that precision.
+        check: Trials that free runs are compared with.
         seed: Seed of the start values.
     """
 
     def __init__(
-        self, engine: TeacherForcing, model: StateSpaceModel, batch: Batch, *, seed: int
-    ) -> None:
+        self, engine: TeacherForcing, model: StateSpaceModel, batch: Batch, check: Batch, *,
+        seed: int,
+    ) -> None:  # fmt: skip
         self.engine, self.model = engine, model
         self.signal = TeacherSignal(model, batch)
         length, inputs = batch.length, batch.inputs if model.dynamics.n_inputs else None
@@ -52,7 +54,10 @@ class ForcedTraining(Problem):
         bound = (6.0 / max(model.dim, 1)) ** 0.5
         values = (2 * torch.rand(len(self.hidden), seen, generator=generator) - 1) * bound
         self.first_state = nn.Parameter(values.to(self.signal.y))
-        self.batch, self.steps_done = batch, 0
+        self.check, self.steps_done = check, 0
+        self.checked = TeacherSignal(model, check)
+        self.samples = max(int(self.signal.mask.sum()), 1)
+        self._jitter = engine.noise * self._spread()
 
     def parameters(self) -> Sequence[nn.Parameter]:
         """The map, a mixing read-out, and the map to the hidden part of the first state."""
@@ -64,40 +69,31 @@ class ForcedTraining(Problem):
 
     def loss(self, progress: float, generator: torch.Generator) -> Tensor:
         """Mean squared error of the un-forced predictions in a batch of windows."""
-        engine, signal = self.engine, self.signal
+        engine, signal, dynamics = self.engine, self.signal, self.model.dynamics
         y, mask, inputs = self.windows.draw(engine.batch_size, generator)
-        teacher, known = signal.teacher(y[:, :-1], mask[:, :-1])
+        before, after = (None, None) if mask is None else (mask[:, :-1], mask[:, 1:])
+        teacher, known = signal.teacher(y[:, :-1], before)
         if engine.noise:
-            teacher = teacher + engine.noise * torch.randn(
-                teacher.shape, generator=generator, dtype=teacher.dtype
-            ) * self._scale(teacher)
+            draws = torch.randn(teacher.shape, generator=generator, dtype=teacher.dtype)
+            teacher = torch.addcmul(teacher, draws, self._jitter)
         share = self.forcing.shares(teacher.shape[1], progress, generator).to(teacher)
-        weight = known * share[None, :, None]
         path = forced_rollout(
-            self.model.dynamics, self.start(teacher[:, 0]), teacher, weight,
+            dynamics, self.start(teacher[:, 0]), teacher, known * share[:, None],
             None if inputs is None else inputs[:, 1:],
         )  # fmt: skip
         self._adapt(teacher)
-        total = signal.loss(path, y[:, 1:], mask[:, 1:])
+        total = signal.loss(path, y[:, 1:], after)
         if engine.shrink:
-            total = total + engine.shrink * shrinkage(self.model.dynamics)
-        if len(self.hidden) and engine.shrink:
-            total = total + engine.shrink * self.first_state.square().sum()
-        return total + self.model.dynamics.penalty() / max(int(self.signal.mask.sum()), 1)
+            own = self.first_state.square().sum()
+            total = total + engine.shrink * (shrinkage(dynamics) + own)
+        return total + dynamics.penalty() / self.samples
 
-    def _scale(self, teacher: Tensor) -> Tensor | float:
-        """Spread of the forced states: of the channels where the read-out selects."""
-        return 1.0 if not self.signal.selects else self._spread
-
-    @property
     def _spread(self) -> Tensor:
-        if not hasattr(self, "_spread_of_states"):
-            states, known = self.signal.teacher(self.signal.y, self.signal.mask)
-            count = known.sum((0, 1)).clamp_min(1)
-            mean = states.sum((0, 1)) / count
-            square = torch.where(known, (states - mean).square(), 0.0).sum((0, 1)) / count
-            self._spread_of_states = square.sqrt()
-        return self._spread_of_states
+        """Standard deviation of the forced states [M]."""
+        states, known = self.signal.teacher(self.signal.y, self.signal.mask)
+        count = known.sum((0, 1)).clamp_min(1)
+        mean = states.sum((0, 1)) / count
+        return (torch.where(known, states - mean, 0.0).square().sum((0, 1)) / count).sqrt()
 
     def start(self, teacher: Tensor) -> Tensor:
         """First states [B, M] from the teacher's: the hidden part is a learned linear map."""
@@ -118,6 +114,8 @@ class ForcedTraining(Problem):
     def measures(self) -> dict[str, float]:
         """Divergence and spectral distance of free runs from the data; their sum is the score."""
         runs, truth = self.free_runs()
+        if not truth or (np.concatenate(truth).std(0) == 0).any():
+            return {"score": 0.0, "d_stsp": 0.0, "d_h": 0.0, "alpha": self.forcing.alpha}
         if not all(np.isfinite(r).all() and np.abs(r).max() < 1e6 for r in runs):
             return {"score": np.inf, "d_stsp": np.inf, "d_h": 1.0, "alpha": self.forcing.alpha}
         d_stsp = float(state_space_divergence(truth=truth, pred=runs, floor=False))
@@ -129,19 +127,19 @@ class ForcedTraining(Problem):
         }  # fmt: skip
 
     def free_runs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Free runs from the first states of the trials, in units of spread, and the data."""
-        signal, length = self.signal, self.batch.length.clamp_max(LONGEST)
+        """Free runs from the first observed states of the trials and the data, standardised."""
+        signal, length = self.checked, self.check.length.clamp_max(LONGEST)
         first = signal.mask.all(-1).to(torch.uint8).argmax(1)
-        rows = torch.arange(len(length))
+        rows, steps = torch.arange(len(length)), int(length.max())
         teacher, _ = signal.teacher(signal.y[rows, first], signal.mask[rows, first])
-        inputs = self.batch.inputs if self.model.dynamics.n_inputs else None
-        steps = int(length.max())
-        path = self.model.dynamics.rollout(
-            self.start(teacher), steps, noise=False,
-            inputs=None if inputs is None else inputs[:, :steps],
-        )  # fmt: skip
-        pred = ((signal.predict(path) - signal.mean) / signal.sd).double().numpy()
-        true = ((signal.y - signal.mean) / signal.sd).double().numpy()
+        inputs = self.check.inputs if self.model.dynamics.n_inputs else None
+        if inputs is not None:
+            ahead = (first[:, None] + 1 + torch.arange(steps)).clamp_max(inputs.shape[1] - 1)
+            inputs = inputs[rows[:, None], ahead]
+        path = self.model.dynamics.rollout(self.start(teacher), steps, noise=False, inputs=inputs)
+        mean, sd = self.signal.mean, self.signal.sd
+        pred = ((signal.predict(path) - mean) / sd).double().numpy()
+        true = ((signal.y - mean) / sd).double().numpy()
         runs, data = [], []
         for trial, n in enumerate(length.tolist()):
             seen = signal.mask[trial, :n].all(-1).numpy()

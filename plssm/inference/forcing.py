@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from plssm._config_capture import class_name, find_class
 from plssm.errors import PlssmError
 from plssm.inference.forcing_strength import ESTIMATORS, optimal_alpha, spectral_size
 
-__all__ = ["GTF", "Forcing", "ForcingScheme", "SparseTF"]
+__all__ = ["GTF", "Forcing", "ForcingScheme", "SparseTF", "make_scheme", "scheme_settings"]
 
 EVERY = 5  # steps between two estimates of alpha
 _HOLD = 0.999  # how slowly an adaptive alpha falls
@@ -64,7 +67,7 @@ class ForcingScheme(ABC):
         """Whether the strength follows the Jacobians of the model."""
         return False
 
-    def adapt(self, jacobians: Tensor, forcing: Forcing) -> None:
+    def adapt(self, jacobians: Tensor, forcing: Forcing) -> None:  # noqa: B027 (most do not)
         """Adjusts the strength to Jacobians [B, T, M, M] at the teacher's states."""
 
 
@@ -93,7 +96,9 @@ class SparseTF(ForcingScheme):
     def __post_init__(self) -> None:
         whole = isinstance(self.interval, int) and self.interval >= 0
         if not whole and self.interval != "auto":
-            raise PlssmError(f"SparseTF: interval is {self.interval!r}, wanted 0 or more, or auto.")
+            raise PlssmError(
+                f"SparseTF: interval is {self.interval!r}, wanted 0 or more, or auto."
+            )
         if self.spread < 0 or (whole and 0 < self.interval <= self.spread):
             raise PlssmError(f"SparseTF: spread is {self.spread}, wanted 0 up to interval - 1.")
 
@@ -177,3 +182,25 @@ class GTF(ForcingScheme):
             forcing.alpha = alpha
         else:
             forcing.alpha = self.hold * forcing.alpha + (1 - self.hold) * alpha
+
+
+def scheme_settings(scheme: ForcingScheme) -> dict[str, Any]:
+    """Returns a scheme as plain values, with its class."""
+    kind = type(scheme)
+    name = kind.__name__ if kind in (GTF, SparseTF) else class_name(kind)
+    return {"class": name, **asdict(scheme)}
+
+
+def make_scheme(value: ForcingScheme | Mapping[str, Any]) -> ForcingScheme:
+    """Returns a scheme from itself or from what `scheme_settings` gives.
+
+    Raises:
+        PlssmError: If it is neither.
+    """
+    if isinstance(value, ForcingScheme):
+        return value
+    if not isinstance(value, Mapping) or "class" not in value:
+        raise PlssmError(f"TeacherForcing: scheme is {value!r}, wanted GTF() or SparseTF().")
+    known = {"GTF": GTF, "SparseTF": SparseTF}
+    kind = known.get(value["class"]) or find_class(value["class"])
+    return kind(**{k: v for k, v in value.items() if k != "class"})

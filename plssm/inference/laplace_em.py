@@ -99,7 +99,8 @@ class LaplaceEM(Engine):
                 "derive from PiecewiseLinear or use an engine that differentiates the map."
             )
         model.dynamics.relu_form()
-        if model.dynamics.coefficients() is None:
+        learned = any("dynamics" in s.learn for s in self.stages_for(model))
+        if learned and model.dynamics.coefficients() is None:
             raise CapabilityError(
                 f"{type(model.dynamics).__name__} has no closed-form M-step (coefficients() is "
                 "None), which LaplaceEM needs to fit it; smooth(method='laplace') works."

@@ -70,7 +70,10 @@ def update_coefficients(
 
 def ridge_penalty(dynamics: PiecewiseLinear, ridge: float) -> float:
     """Negative log density, up to a constant, of the ridge prior on the hinge weights."""
-    theta = np.asarray(dynamics.coefficients()[0].detach())
+    coefficients = dynamics.coefficients()
+    if coefficients is None:  # the map is held, and the penalty with it
+        return 0.0
+    theta = np.asarray(coefficients[0].detach())
     return 0.5 * ridge * float((_hinge_columns(dynamics, theta) ** 2).sum())
 
 
@@ -223,8 +226,7 @@ def update_process_noise(
         trial_means: Mean of z_1 of each trial, for ``initial="tied"``.
         floor: Smallest variance, unless the noise is below it already.
     """
-    theta = np.asarray(dynamics.coefficients()[0].detach())
-    total, count = statistics.residual(theta), statistics.count
+    total, count = statistics.residual(_map_weights(dynamics)), statistics.count
     if trial_means is not None:
         first = _undriven_start(dynamics, posterior, batch)
         total = total + _scatter(posterior, first - trial_means).sum(0)
@@ -232,6 +234,15 @@ def update_process_noise(
     if count:
         floor = min(floor, float(dynamics.noise.variance.detach().min()))
         dynamics.noise.assign_moment(torch.from_numpy(total / count), floor)
+
+
+def _map_weights(dynamics: PiecewiseLinear) -> np.ndarray:
+    """The map as weights ``[M, M+P+1+K]`` of [z; relu(I z + o); 1; s]."""
+    coefficients = dynamics.coefficients()
+    if coefficients is not None:
+        return np.asarray(coefficients[0].detach())
+    form = dynamics.relu_form()
+    return np.concatenate([form.linear, form.outer, form.bias[:, None], form.inputs], axis=1)
 
 
 def _undriven_start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import torch
@@ -9,14 +10,18 @@ from torch import nn
 
 from plssm.data import Dataset
 from plssm.dynamics import PiecewiseLinear
+from plssm.inference.laplace import laplace_posterior
 from plssm.inference.laplace_em import LaplaceEM
 from plssm.inference.stages import Stage
+from plssm.inference.teacher_signal import TeacherSignal, moments
 from plssm.model import StateSpaceModel
 
 __all__ = ["fit_noise"]
 
 STEPS = 4000  # latent steps that are enough to estimate variances
-ITERATIONS = 10
+ITERATIONS = 20
+PROCESS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # variances tried, times that of the states
+OBSERVED = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # variances tried, times that of the channels
 
 
 def fit_noise(model: StateSpaceModel, data: Dataset, *, seed: int = 0) -> None:
@@ -36,17 +41,51 @@ def fit_noise(model: StateSpaceModel, data: Dataset, *, seed: int = 0) -> None:
         )
         return
     held = [p for p in _held(model) if p.requires_grad]
-    model.dynamics.noise.covariance = 1e-2 * torch.eye(model.dim, dtype=torch.float64)
+    part = _shortened(data)
+    if not model.dynamics.initialised:
+        _best_level(model, part)
     stage = Stage("noise", ITERATIONS, learn=("process_noise", "initial", "observations"))
     engine = LaplaceEM(seed=seed, stages=(stage,), start="model")
     try:
         for p in held:
             p.requires_grad_(False)
-        fit = engine.fit(model, _shortened(data), progress=False)
+        fit = engine.fit(model, part, progress=False)
     finally:
         for p in held:
             p.requires_grad_(True)
     model.load_state_dict(fit.model.state_dict())
+
+
+def _best_level(model: StateSpaceModel, data: Dataset) -> None:
+    """Sets both noises to the pair of levels, relative to the data, with the best evidence."""
+    batch, dynamics = data.batch(), model.dynamics
+    states = _spread(TeacherSignal(model, batch))
+    free = [(n, o) for n, o in model.observations.items() if o.log_noise.requires_grad]
+    spread = {n: moments(batch.modalities[n].y, batch.modalities[n].mask)[1] ** 2 for n, _ in free}
+
+    def set_levels(process: float, observed: float) -> None:
+        if not dynamics.noise.frozen:
+            dynamics.noise.covariance = process * torch.diag(states)
+        for name, observation in free:
+            observation.noise = observed * spread[name]
+
+    found = []
+    for levels in itertools.product(PROCESS, OBSERVED):
+        set_levels(*levels)
+        result = laplace_posterior(model, batch)
+        found.append((-float("inf") if result.failed else result.evidence, levels))
+    set_levels(*max(found)[1])
+
+
+def _spread(signal: TeacherSignal) -> torch.Tensor:
+    """Variance of the states that the data point at [M]; of hidden ones, the mean of the rest."""
+    states, known = signal.teacher(signal.y, signal.mask)
+    count = known.sum((0, 1))
+    mean = states.sum((0, 1)) / count.clamp_min(1)
+    square = torch.where(known, states - mean, 0.0).square().sum((0, 1)) / count.clamp_min(1)
+    seen = (count > 1) & (square > 0)
+    rest = square[seen].mean() if bool(seen.any()) else square.new_ones(())
+    return torch.where(seen, square, rest).detach()
 
 
 def _held(model: StateSpaceModel) -> list[nn.Parameter]:

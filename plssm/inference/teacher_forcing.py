@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,10 +17,10 @@ from plssm.errors import PlssmError
 from plssm.fit import Fit
 from plssm.inference.base import Engine, working_copy
 from plssm.inference.forced_training import ForcedTraining
-from plssm.inference.forcing import GTF, ForcingScheme
+from plssm.inference.forcing import GTF, ForcingScheme, make_scheme, scheme_settings
 from plssm.inference.residual_noise import fit_noise
 from plssm.inference.smoothers import smooth
-from plssm.inference.teacher_signal import refuse_unforceable
+from plssm.inference.teacher_signal import refuse_unforceable, start_readouts
 from plssm.inference.trainer import Trainer, Training
 from plssm.inference.training_progress import TrainingProgress
 from plssm.model import StateSpaceModel
@@ -85,6 +87,7 @@ class TeacherForcing(Engine):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.scheme = make_scheme(self.scheme)
         self.learning_rate = tuple(self.learning_rate)
         self.training()
         for name in ("sequence", "batch_size", "restarts", "workers"):
@@ -110,6 +113,10 @@ class TeacherForcing(Engine):
         return Training(
             self.steps, self.learning_rate, self.clip, self.checks, self.patience, self.checkpoint
         )
+
+    def settings(self) -> dict[str, Any]:
+        """Hyper-parameters as plain JSON-able values; the scheme tells its class."""
+        return super().settings() | {"scheme": scheme_settings(self.scheme)}
 
     def check(self, model: StateSpaceModel, data: Dataset) -> None:
         """Refuse data that do not match and read-outs that do not say where the states are."""
@@ -144,38 +151,55 @@ class TeacherForcing(Engine):
             CapabilityError: If the observations do not say where the states are.
         """
         self.check_training(model, data)
+        if validation is not None:
+            self.check(model, validation)
         began, runs = time.perf_counter(), []
         with TrainingProgress(self.steps, self.restarts, show=progress) as bar:
             for restart in range(self.restarts):
                 runs.append(self._train(model, data, validation, restart, bar))
-        best = min(runs, key=lambda run: run[1])
-        history = pd.concat([run[2] for run in runs], ignore_index=True)
-        history["selected"] = history["restart"] == best[3]
-        fitted = best[0].to(torch.float64)
-        for part in (fitted.dynamics, *fitted.observations.values()):
-            part.initialised = True
+        best = min(runs, key=lambda run: run.score)
+        history = pd.concat([run.history for run in runs], ignore_index=True)
+        history["selected"] = history["restart"] == best.restart
         if self.fit_noise:
-            fit_noise(fitted, data, seed=self.seed)
+            fit_noise(best.model, data, seed=self.seed)
         return Fit.after_training(
-            fitted, self, data, history=history, seconds=time.perf_counter() - began
+            best.model, self, data, history=history, seconds=time.perf_counter() - began
         )
 
     def _train(
         self, model: StateSpaceModel, data: Dataset, validation: Dataset | None, restart: int,
         bar: TrainingProgress,
-    ) -> tuple[StateSpaceModel, float, pd.DataFrame, int]:  # fmt: skip
+    ) -> _Run:  # fmt: skip
         """One training from its own start values."""
         dtype, seed = getattr(torch, self.dtype), self.seed * 1000 + restart
-        copy, batch = working_copy(model, dtype), data.batch().to(dtype=dtype)
-        if self.start == "data" or (self.start == "auto" and not model.dynamics.initialised):
-            copy.dynamics.draw_start(torch.Generator().manual_seed(seed))
-        problem = ForcedTraining(self, copy, batch, seed=seed)
-        trainer = Trainer(
-            problem, self.training(), seed=seed, identity=_identity(self, model, batch)
-        )
+        whole, batch = working_copy(model), data.batch()
+        known = model.dynamics.initialised
+        if self.start == "data" or (self.start == "auto" and not known):
+            whole.dynamics.draw_start(torch.Generator().manual_seed(seed))
+        start_readouts(whole, batch)
+        copy = working_copy(whole, dtype)
+        check = (data if validation is None else validation).batch().to(dtype=dtype)
+        problem = ForcedTraining(self, copy, batch.to(dtype=dtype), check, seed=seed)
+        if not list(problem.parameters()):
+            return _Run(whole, math.nan, pd.DataFrame({"restart": [restart]}), restart)
+        identity = _identity(self, model, batch)
+        trainer = Trainer(problem, self.training(), seed=seed, identity=identity)
         rows = trainer.run(lambda step, row: bar.advance(restart, step, row))
         rows.insert(0, "restart", restart)
-        return copy, trainer.best_score, rows, restart
+        with torch.no_grad():
+            for mine, theirs in zip(whole.parameters(), copy.parameters(), strict=True):
+                if mine.requires_grad:
+                    mine.copy_(theirs)
+        return _Run(whole, trainer.best_score, rows, restart)
+
+
+class _Run(NamedTuple):
+    """One training: the model, its score, one row per check, and the number of the restart."""
+
+    model: StateSpaceModel
+    score: float
+    history: pd.DataFrame
+    restart: int
 
 
 def _identity(engine: TeacherForcing, model: StateSpaceModel, batch: Batch) -> str:

@@ -1,4 +1,4 @@
-"""From data to teacher signals: states that Gaussian channels point at, and predictions of them."""
+"""From data to teacher signals: the states that Gaussian channels point at."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plssm.data import Batch
+from plssm.data import Batch, Modality
 from plssm.errors import CapabilityError
+from plssm.inference.step_samples import on_grid
 from plssm.model import StateSpaceModel
 from plssm.observations import Gaussian
 
-__all__ = ["TeacherSignal", "refuse_unforceable"]
+__all__ = ["TeacherSignal", "moments", "refuse_unforceable", "start_readouts"]
 
 
 def refuse_unforceable(model: StateSpaceModel) -> None:
@@ -30,8 +31,8 @@ def refuse_unforceable(model: StateSpaceModel) -> None:
             why = "nuisance regressors"
         if why:
             raise CapabilityError(
-                f"TeacherForcing draws the states to the data, which {why} ({name!r}) do not allow;"
-                " use Gaussian channels with a linear or identity read-out, or LaplaceEM."
+                f"TeacherForcing draws the states to the data, which {why} ({name!r}) do not "
+                "allow; use Gaussian channels with a linear or identity read-out, or LaplaceEM."
             )
     channels = sum(o.channels for o in model.observations.values())
     known = [o for o in model.observations.values() if o.initialised and o.readout.trainable]
@@ -41,6 +42,34 @@ def refuse_unforceable(model: StateSpaceModel) -> None:
             "mixing read-out; use readout='identity' (the first states are the channels), at most "
             f"{channels} states, or LaplaceEM."
         )
+
+
+@torch.no_grad()
+def start_readouts(model: StateSpaceModel, batch: Batch) -> None:
+    """Starts read-outs that are all fresh: a state for every channel, or principal components.
+
+    Args:
+        model: Changed in place; frozen parameters stay.
+        batch: Training trials.
+    """
+    parts = list(model.observations.items())
+    grids = [_on_clock(batch.modalities[n], batch.steps) for n, _ in parts]
+    y, mask = (torch.cat(x, dim=-1) for x in zip(*grids, strict=True))
+    mean, sd = moments(y, mask)
+    channels, dim = y.shape[-1], model.dim
+    weight = torch.diag(sd) @ torch.eye(channels, dim, dtype=sd.dtype)
+    if channels > dim:
+        weight = _principal(y, mask, mean, sd, dim)
+    first = 0
+    for _, observation in parts:
+        rows = slice(first, first + observation.channels)
+        first = rows.stop
+        if any(o.initialised for _, o in parts):
+            continue
+        if observation.readout.trainable:
+            for parameter, values in ((observation.weight, weight), (observation.bias, mean)):
+                if parameter is not None and parameter.requires_grad:
+                    parameter.copy_(values[rows])
 
 
 class TeacherSignal:
@@ -53,40 +82,29 @@ class TeacherSignal:
     states are, at steps whose channels are all observed. No gradient flows through the inverse.
 
     Args:
-        model: The model, which the signal changes when it learns; fresh read-outs are started.
+        model: The model.
         batch: Training trials, in the model's precision.
+
+    Attributes:
+        selects: Whether every channel sees a state of its own.
+        seen_states: Which states the channels say something about [M], bool.
+        mean: Mean of each channel [N].
+        sd: Its standard deviation [N].
     """
 
     def __init__(self, model: StateSpaceModel, batch: Batch) -> None:
         self.model = model
         self.names = list(model.observations.keys())
-        y = [batch.modalities[n].y for n in self.names]
-        mask = [batch.modalities[n].mask for n in self.names]
-        self.y, self.mask = torch.cat(y, dim=-1), torch.cat(mask, dim=-1)
-        self.mean, self.sd = _moments(self.y, self.mask)
-        self._start()
-        self.selects = _selects(_stack(model)[0])
+        grids = [_on_clock(batch.modalities[n], batch.steps) for n in self.names]
+        self.y, self.mask = (torch.cat(parts, dim=-1) for parts in zip(*grids, strict=True))
+        self.mean, self.sd = moments(self.y, self.mask)
+        weight = _stack(model)[0].detach()
+        self.selects, self._precision = _selects(weight), 1.0 / self.sd
+        self.seen_states = (weight != 0).any(0) | (not self.selects)
+        if self.selects:
+            self._learn_selection()
 
     # ---- the read-out --------------------------------------------------------------------------
-    def _start(self) -> None:
-        """Starts fresh read-outs: a state for every channel, or principal components."""
-        fresh = [o for o in self.model.observations.values() if not o.initialised]
-        if not fresh or len(fresh) < len(self.names):
-            return
-        channels, dim = self.y.shape[-1], self.model.dim
-        weight = torch.diag(self.sd) @ torch.eye(channels, dim, dtype=self.sd.dtype)
-        if channels > dim:
-            weight = _principal(self.y, self.mask, self.mean, self.sd, dim)
-        first = 0
-        with torch.no_grad():
-            for observation in fresh:
-                rows = slice(first, first + observation.channels)
-                first = rows.stop
-                if observation.readout.trainable:
-                    observation.weight.copy_(weight[rows])
-                    if observation.bias is not None:
-                        observation.bias.copy_(self.mean[rows])
-
     def parameters(self) -> list[nn.Parameter]:
         """Read-out parameters that training changes: those of a mixing read-out."""
         if self.selects:
@@ -98,50 +116,81 @@ class TeacherSignal:
 
     def predict(self, z: Tensor) -> Tensor:
         """Returns what the channels would be: z [..., M] to [..., N]."""
+        if self.selects:
+            return self._own(z) if self._plain else self._own(z) * self._gain + self._bias
         weight, bias = _stack(self.model)
         return z @ weight.T + bias
 
+    def _own(self, z: Tensor) -> Tensor:
+        """The state that each channel sees [..., N]."""
+        return z if self._in_order else z[..., self._column]
+
+    def _learn_selection(self) -> None:
+        """Notes which state each channel sees, and in what units."""
+        weight, bias = (x.detach() for x in _stack(self.model))
+        self._column = (weight != 0).to(torch.uint8).argmax(1)
+        self._gain, self._bias = weight.gather(1, self._column[:, None])[:, 0], bias
+        self._plain = bool((self._gain == 1).all() and (bias == 0).all())
+        everything = torch.arange(weight.shape[1])
+        self._in_order = torch.equal(self._column, everything)
+
     # ---- the teacher ---------------------------------------------------------------------------
     @torch.no_grad()
-    def teacher(self, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def teacher(self, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the states that samples point at, and which of them are known.
 
         Args:
             y: Samples [..., N].
-            mask: Where they are observed [..., N].
+            mask: Where they are observed [..., N]; None where all are.
 
         Returns:
-            States [..., M] (0 where unknown) and where they are known [..., M], bool.
+            States [..., M] (0 where unknown) and where they are known, bool [..., M] or [M].
         """
+        if self.selects:
+            return self._selected(y, mask)
         weight, bias = _stack(self.model)
-        if not self.selects:
-            known = mask.all(-1, keepdim=True).expand(*mask.shape[:-1], weight.shape[1])
-            states = (y - bias) @ torch.linalg.pinv(weight).T
-            return torch.where(known, states, 0.0), known
-        column = (weight != 0).to(torch.uint8).argmax(1)
-        own = weight.gather(1, column[:, None])[:, 0]
-        states = y.new_zeros(*y.shape[:-1], weight.shape[1])
+        states = (y - bias) @ torch.linalg.pinv(weight).T
+        if mask is None:
+            return states, self.seen_states
+        known = mask.all(-1, keepdim=True).expand(states.shape)
+        return torch.where(known, states, 0.0), known
+
+    def _selected(self, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        own = y if self._plain else (y - self._bias) / self._gain
+        if mask is not None:
+            own = torch.where(mask, own, 0.0)
+        if self._in_order:
+            return own, self.seen_states if mask is None else mask
+        states = y.new_zeros(*y.shape[:-1], self.model.dim)
+        states[..., self._column] = own
+        if mask is None:
+            return states, self.seen_states
         known = torch.zeros_like(states, dtype=torch.bool)
-        states[..., column] = torch.where(mask, (y - bias) / own, 0.0)
-        known[..., column] = mask
+        known[..., self._column] = mask
         return states, known
 
-    @property
-    def seen_states(self) -> Tensor:
-        """Which states the channels say something about [M], bool."""
-        weight = _stack(self.model)[0]
-        return (weight != 0).any(0) if self.selects else torch.ones(weight.shape[1]).bool()
-
-    def loss(self, z: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, z: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         """Mean squared error of the observed samples, every channel in units of its spread.
 
         Args:
             z: States [..., M].
             y: Samples [..., N].
-            mask: Where they are observed [..., N].
+            mask: Where they are observed [..., N]; None where all are.
         """
-        error = torch.where(mask, (self.predict(z) - y) / self.sd, 0.0)
+        error = (self.predict(z) - y) * self._precision
+        if mask is None:
+            return error.square().mean()
+        error = torch.where(mask, error, 0.0)
         return error.square().sum() / mask.sum().clamp_min(1)
+
+
+def _on_clock(m: Modality, steps: int) -> tuple[Tensor, Tensor]:
+    """Samples on the latent clock [B, T, N], their mean where a step has several, and the mask."""
+    if m.clock is None:
+        return m.y, m.mask
+    grid = on_grid(m, steps)
+    count = grid.mask.sum(2)
+    return (grid.y * grid.mask).sum(2) / count.clamp_min(1), count > 0
 
 
 def _stack(model: StateSpaceModel) -> tuple[Tensor, Tensor]:
@@ -160,7 +209,7 @@ def _selects(weight: Tensor) -> bool:
     return bool((seen.sum(1) == 1).all() and (seen.sum(0) <= 1).all())
 
 
-def _moments(y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def moments(y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every channel over its observed samples (1 where flat)."""
     values = np.where(mask.numpy(), y.double().numpy(), np.nan).reshape(-1, y.shape[-1])
     mean, sd = np.nanmean(values, axis=0), np.nanstd(values, axis=0)

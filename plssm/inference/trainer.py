@@ -46,7 +46,7 @@ class Problem(ABC):
         """Returns numbers beside the parameters that resuming needs."""
         return {}
 
-    def restore(self, state: dict[str, float]) -> None:
+    def restore(self, state: dict[str, float]) -> None:  # noqa: B027 (most have none)
         """Takes back what `state` returned."""
 
 
@@ -105,6 +105,8 @@ class Trainer:
     ) -> None:
         self.problem, self.training, self.identity = problem, training, identity
         self.parameters = list(problem.parameters())
+        if not self.parameters:
+            raise PlssmError("training: nothing to learn, all parameters are frozen.")
         self.vector = _as_parts_of_one(self.parameters)
         self.optimiser = torch.optim.RAdam([self.vector], lr=training.learning_rate[0])
         self.generator = torch.Generator().manual_seed(seed)
@@ -127,6 +129,8 @@ class Trainer:
         began, written = time.perf_counter() - self.seconds, time.perf_counter()
         total, training = 0.0, self.training
         marks = _marks(training.steps, training.checks)
+        if not self.rows:
+            self._check(float("nan"), report)
         try:
             while self.step < training.steps:
                 loss = self._update()
@@ -150,14 +154,12 @@ class Trainer:
                     self._write()
                     written = time.perf_counter()
         except KeyboardInterrupt:
-            if not self.rows:
-                raise
             warnings.warn(
                 "training was interrupted; the best parameters so far are kept.",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._copy(self.best if self.rows else self.good)
+        self._copy(self.best)
         if training.checkpoint:
             Path(training.checkpoint).unlink(missing_ok=True)
         return pd.DataFrame(self.rows)
@@ -211,7 +213,7 @@ class Trainer:
         row |= measures | {"seconds": self.seconds}
         self.rows.append(row)
         self.good.copy_(self.vector.detach())
-        if measures["score"] < self.best_score or not self.rows[:-1]:
+        if measures["score"] < self.best_score:
             self.best.copy_(self.vector.detach())
             self.best_score, self.idle = measures["score"], 0
         else:

@@ -57,6 +57,9 @@ class TrainingProgress:
         """Reports a check."""
         again = f"restart {restart + 1}/{self._restarts}, " if self._restarts > 1 else ""
         shown = [f"{k} {row[k]:.3g}" for k in ("loss", "d_stsp", "d_h") if k in row]
+        text = again + ", ".join(shown)
         self._progress.update(
-            self._task, completed=restart * self._steps + step, description=again + ", ".join(shown)
+            self._task,
+            completed=restart * self._steps + step,
+            description=again + ", ".join(shown),
         )

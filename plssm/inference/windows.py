@@ -15,12 +15,12 @@ class Window(NamedTuple):
 
     Attributes:
         y: Samples [B, T, N], zero where missing.
-        mask: Where a sample is observed [B, T, N], bool.
+        mask: Where a sample is observed [B, T, N], bool; None where all are.
         inputs: Inputs [B, T, K], or None.
     """
 
     y: Tensor
-    mask: Tensor
+    mask: Tensor | None
     inputs: Tensor | None
 
 
@@ -51,6 +51,7 @@ class Windows:
         self.steps = min(steps, int(length.max()))
         whole = (row + self.steps <= self.end) | (row == first)
         self.starts = self._best(whole)
+        self.complete = bool(self.mask.all()) and self.steps <= int(length.min())
         self._ahead = torch.arange(self.steps)
 
     def _best(self, whole: Tensor) -> Tensor:
@@ -73,6 +74,8 @@ class Windows:
         """
         start = self.starts[torch.randint(len(self.starts), (count,), generator=generator)]
         rows = start[:, None] + self._ahead
+        if self.complete:
+            return Window(self.y[rows], None, None if self.inputs is None else self.inputs[rows])
         end = self.end[start][:, None]
         inside = rows < end
         rows = torch.minimum(rows, end - 1)

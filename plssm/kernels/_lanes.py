@@ -279,7 +279,8 @@ def _activate(e, PHI, U, THRESHOLDS, WEIGHTS, clip, units, bases):
 
 
 def _activate_back(
-    e, PHI, BACK, U, GRADIENT, THRESHOLDS, WEIGHTS, clip, units, bases, KINKS, SHARES, CLIPS, shared
+    e, PHI, BACK, U, GRADIENT, THRESHOLDS, WEIGHTS, clip, units, bases, KINKS, SHARES, CLIPS,
+    shared,
 ):  # fmt: skip
     """Writes phi(u) and the gradient in u, and adds up the gradients in the parameters by lane.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from plssm.kernels._compile import compiled
 from plssm.kernels._lanes import activate, activate_back, add_outer, add_product, set_product
 

@@ -95,9 +95,7 @@ def forced_path_plain(
     steps = steps if given is None else given.shape[1]
     nothing = (None,) * steps
     teachers = nothing if teacher is None else teacher.unbind(1)
-    shares = (
-        nothing if weight is None else weight.detach().expand(len(start), steps, -1).unbind(1)
-    )
+    shares = nothing if weight is None else weight.detach().expand(len(start), steps, -1).unbind(1)
     drives = nothing if drive is None else drive.unbind(1)
     z, path = start, []
     for target, share, force in zip(teachers, shares, drives, strict=True):
@@ -144,9 +142,7 @@ class _ForcedPath(torch.autograd.Function):
         needs = ctx.needs_input_grad
         batch, steps, dim = gradient.shape
         learn = int(needs[5] or needs[6])
-        sums = [
-            (*(np.zeros(p.shape, dtype) for p in layer[:7]), learn) for _ in groups
-        ]
+        sums = [(*(np.zeros(p.shape, dtype) for p in layer[:7]), learn) for _ in groups]
         gradient, none = _array(gradient.contiguous()), np.empty((0, 0, dim), dtype)
         to_teacher = np.empty(ctx.shapes[0], dtype) if needs[9] else none
         to_drive = np.empty(ctx.shapes[1], dtype) if needs[11] else none

@@ -1,0 +1,47 @@
+"""The engine contract, run on teacher forcing with several members of the family."""
+
+from __future__ import annotations
+
+import plssm as ps
+from plssm.inference import GTF, SparseTF, TeacherForcing
+from plssm.testing import EngineContract
+
+
+class TestShallow(EngineContract):
+    def create(self):
+        return TeacherForcing(seed=2, steps=120, sequence=8, batch_size=4, checks=3)
+
+    def model(self):
+        return ps.StateSpaceModel(
+            ps.dynamics.ShallowPLRNN(2, 5), {"x": ps.observations.Gaussian(3)}
+        )
+
+
+class TestSparseWithHiddenStatesAndInputs(EngineContract):
+    """More states than channels, inputs, sparse forcing, two modalities, float64."""
+
+    def create(self):
+        return TeacherForcing(
+            scheme=SparseTF(3, spread=1), steps=60, sequence=8, batch_size=4, checks=2,
+            dtype="float64",
+        )  # fmt: skip
+
+    def model(self):
+        return ps.StateSpaceModel(
+            ps.dynamics.AlmostLinearRNN(5, 2, inputs=1),
+            {"x": ps.observations.Gaussian(2), "u": ps.observations.Gaussian(1)},
+        )
+
+
+class TestAdaptive(EngineContract):
+    def create(self):
+        return TeacherForcing(
+            scheme=GTF(alpha=1.0, adaptive_by="product"), steps=60, sequence=8, batch_size=4,
+            checks=2, restarts=2, shrink=1e-4,
+        )  # fmt: skip
+
+    def model(self):
+        return ps.StateSpaceModel(
+            ps.dynamics.DendriticPLRNN(3, 4),
+            {"x": ps.observations.Gaussian(3, readout="identity")},
+        )
