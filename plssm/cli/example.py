@@ -20,7 +20,8 @@ EXAMPLE = """\
 # inputs = ["stimulus"]             # columns that drive the dynamics
 
 [dynamics]
-class = "PLRNN"                     # PLRNN | LinearDynamics | "your_module:YourClass"
+class = "PLRNN"                     # PLRNN | LinearDynamics | "your_module:YourClass";
+                                    # AlmostLinearRNN with relu_units = 2
 dim = 5                             # latent dimensions; the number of inputs comes from the data
 noise = "diagonal"                  # diagonal | full | isotropic
 # regularizer = { class = "ManifoldAttractor", tau = 10.0 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -81,7 +80,7 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     Raises:
         PlssmError: If it is not a whole number between `least` and `most`.
     """
-    good = isinstance(value, Real) and float(value).is_integer() and value >= least
+    good = isinstance(value, (int, float)) and float(value).is_integer() and value >= least
     if not good or (most is not None and value > most):
         to = f"at least {least}" if most is None else f"from {least} to {most}"
         raise PlssmError(f"{name}: got {value!r}, wanted a whole number {to}")

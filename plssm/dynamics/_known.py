@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -34,7 +35,7 @@ def diagonal(A: Any) -> Tensor:
 
 
 def known(
-    cls: type[Dynamics],
+    make: Callable[..., Dynamics],
     sizes: tuple[int, ...],
     values: dict[str, Any],
     *,
@@ -46,7 +47,7 @@ def known(
     """Makes dynamics with known parameters.
 
     Args:
-        cls: The class.
+        make: The class.
         sizes: Its sizes before the number of inputs, M first.
         values: Parameter values by name, with the input matrix C; None writes zeros.
         process_noise: Variance (a number), variances [M] or covariance [M, M].
@@ -59,7 +60,7 @@ def known(
     """
     dim = sizes[0]
     kinds = _noise_options(dim, process_noise, initial_noise)
-    dynamics = cls(*sizes, input_count(values["C"], dim), **kinds, **options)
+    dynamics = make(*sizes, input_count(values["C"], dim), **kinds, **options)
     _assign(
         dynamics, values, process_noise=process_noise, initial_mean=initial_mean,
         initial_noise=initial_noise,

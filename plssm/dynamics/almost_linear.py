@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plssm.dynamics._checks import checked, whole, write
 from plssm.dynamics._known import diagonal, known
 from plssm.dynamics._start_values import glorot, normalised_positive, same_every_time
 from plssm.dynamics.hidden_layer import HiddenLayer
-from plssm.dynamics.one_layer import OneLayerDynamics
+from plssm.dynamics.one_layer import OneLayerDynamics, empty
 
 __all__ = ["AlmostLinearRNN"]
 
@@ -33,7 +33,10 @@ class AlmostLinearRNN(OneLayerDynamics):
         dim: Number of states M.
         relu_units: Number of rectified units P, from 0 to M.
         inputs: Number of inputs K.
-        **options: Noise and initial state, as for :class:`LatentDynamics`.
+        noise: Process noise: "diagonal", "full" or "isotropic".
+        initial: "shared" or "tied".
+        initial_noise: Kind of the initial covariance.
+        input_at_start: Whether s_1 moves the mean of z_1.
 
     Example:
         >>> dynamics = AlmostLinearRNN.from_parameters(
@@ -47,12 +50,25 @@ class AlmostLinearRNN(OneLayerDynamics):
         dynamical systems reconstruction, arXiv:2410.14240.
     """
 
-    def __init__(self, dim: int, relu_units: int, inputs: int = 0, **options: Any) -> None:
-        super().__init__(dim, inputs, **options)
+    def __init__(
+        self,
+        dim: int,
+        relu_units: int,
+        inputs: int = 0,
+        *,
+        noise: str = "diagonal",
+        initial: str = "shared",
+        initial_noise: str = "diagonal",
+        input_at_start: bool = False,
+    ) -> None:
+        super().__init__(
+            dim, inputs, noise=noise, initial=initial, initial_noise=initial_noise,
+            input_at_start=input_at_start,
+        )  # fmt: skip
         self.relu_units = whole("relu_units", relu_units, 0, self.dim)
-        self.A = nn.Parameter(torch.zeros(self.dim, dtype=torch.float64))
-        self.W = nn.Parameter(torch.zeros(self.dim, self.dim, dtype=torch.float64))
-        self.h = nn.Parameter(torch.zeros(self.dim, dtype=torch.float64))
+        self.A = empty(self.dim)
+        self.W = empty(self.dim, self.dim)
+        self.h = empty(self.dim)
         self.draw_start(same_every_time())
 
     @classmethod

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from plssm.dynamics._checks import column_count, whole
 from plssm.dynamics._known import diagonal, known
 from plssm.dynamics._start_values import glorot, normalised_positive, same_every_time, uniform
 from plssm.dynamics.hidden_layer import HiddenLayer
-from plssm.dynamics.one_layer import CoupledUnits
+from plssm.dynamics.one_layer import CoupledUnits, empty
 
 __all__ = ["DendriticPLRNN"]
 
@@ -36,7 +35,10 @@ class DendriticPLRNN(CoupledUnits):
         inputs: Number of inputs K.
         clipped: Whether max(0, z) is subtracted from every hinge.
         mean_centered: Whether the units see z minus its mean over the states.
-        **options: Noise and initial state, as for :class:`LatentDynamics`.
+        noise: Process noise: "diagonal", "full" or "isotropic".
+        initial: "shared" or "tied".
+        initial_noise: Kind of the initial covariance.
+        input_at_start: Whether s_1 moves the mean of z_1.
 
     Example:
         >>> dynamics = DendriticPLRNN.from_parameters(
@@ -59,17 +61,22 @@ class DendriticPLRNN(CoupledUnits):
         *,
         clipped: bool = True,
         mean_centered: bool = False,
-        **options: Any,
+        noise: str = "diagonal",
+        initial: str = "shared",
+        initial_noise: str = "diagonal",
+        input_at_start: bool = False,
     ) -> None:
-        super().__init__(dim, inputs, mean_centered=mean_centered, **options)
+        super().__init__(
+            dim, inputs, noise=noise, initial=initial, initial_noise=initial_noise,
+            input_at_start=input_at_start, mean_centered=mean_centered,
+        )  # fmt: skip
         self.bases = whole("bases", bases, 1)
         self.clipped = bool(clipped)
-        empty = {"dtype": torch.float64}
-        self.A = nn.Parameter(torch.zeros(self.dim, **empty))
-        self.W = nn.Parameter(torch.zeros(self.dim, self.dim, **empty))
-        self.h = nn.Parameter(torch.zeros(self.dim, **empty))
-        self.alpha = nn.Parameter(torch.zeros(self.bases, **empty))
-        self.thresholds = nn.Parameter(torch.zeros(self.dim, self.bases, **empty))
+        self.A = empty(self.dim)
+        self.W = empty(self.dim, self.dim)
+        self.h = empty(self.dim)
+        self.alpha = empty(self.bases)
+        self.thresholds = empty(self.dim, self.bases)
         self.draw_start(same_every_time())
 
     @classmethod

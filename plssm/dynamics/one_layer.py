@@ -13,7 +13,7 @@ from plssm.dynamics.hidden_layer import HiddenLayer
 from plssm.dynamics.relu_form import ReluForm
 from plssm.errors import PlssmError
 
-__all__ = ["CoupledUnits", "OneLayerDynamics", "centring", "check_centring"]
+__all__ = ["CoupledUnits", "OneLayerDynamics", "centring", "check_centring", "empty"]
 
 
 class OneLayerDynamics(PiecewiseLinear, ABC):
@@ -123,3 +123,8 @@ def check_centring(mean_centered: bool, dim: int) -> bool:
             "mean_centered=False"
         )
     return bool(mean_centered)
+
+
+def empty(*shape: int) -> nn.Parameter:
+    """Returns a float64 parameter [shape] of zeros."""
+    return nn.Parameter(torch.zeros(shape, dtype=torch.float64))

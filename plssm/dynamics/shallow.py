@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from plssm.dynamics._checks import column_count, whole
 from plssm.dynamics._known import diagonal, known
 from plssm.dynamics._start_values import glorot, normalised_positive, same_every_time, uniform
 from plssm.dynamics.hidden_layer import HiddenLayer
-from plssm.dynamics.one_layer import OneLayerDynamics, check_centring
+from plssm.dynamics.one_layer import OneLayerDynamics, check_centring, empty
 
 __all__ = ["ShallowPLRNN"]
 
@@ -35,7 +34,10 @@ class ShallowPLRNN(OneLayerDynamics):
         inputs: Number of inputs K.
         clipped: Whether max(0, W2 z) is subtracted. A clipped unit with h2 = 0 does nothing.
         mean_centered: Whether the units see z minus its mean over the states.
-        **options: Noise and initial state, as for :class:`LatentDynamics`.
+        noise: Process noise: "diagonal", "full" or "isotropic".
+        initial: "shared" or "tied".
+        initial_noise: Kind of the initial covariance.
+        input_at_start: Whether s_1 moves the mean of z_1.
 
     Example:
         >>> dynamics = ShallowPLRNN.from_parameters(
@@ -59,18 +61,23 @@ class ShallowPLRNN(OneLayerDynamics):
         *,
         clipped: bool = True,
         mean_centered: bool = False,
-        **options: Any,
+        noise: str = "diagonal",
+        initial: str = "shared",
+        initial_noise: str = "diagonal",
+        input_at_start: bool = False,
     ) -> None:
-        super().__init__(dim, inputs, **options)
+        super().__init__(
+            dim, inputs, noise=noise, initial=initial, initial_noise=initial_noise,
+            input_at_start=input_at_start,
+        )  # fmt: skip
         self.hidden = whole("hidden", hidden, 1)
         self.clipped = bool(clipped)
         self.mean_centered = check_centring(mean_centered, self.dim)
-        empty = {"dtype": torch.float64}
-        self.A = nn.Parameter(torch.zeros(self.dim, **empty))
-        self.W1 = nn.Parameter(torch.zeros(self.dim, self.hidden, **empty))
-        self.W2 = nn.Parameter(torch.zeros(self.hidden, self.dim, **empty))
-        self.h1 = nn.Parameter(torch.zeros(self.dim, **empty))
-        self.h2 = nn.Parameter(torch.zeros(self.hidden, **empty))
+        self.A = empty(self.dim)
+        self.W1 = empty(self.dim, self.hidden)
+        self.W2 = empty(self.hidden, self.dim)
+        self.h1 = empty(self.dim)
+        self.h2 = empty(self.hidden)
         self.draw_start(same_every_time())
 
     @classmethod
@@ -115,9 +122,7 @@ class ShallowPLRNN(OneLayerDynamics):
 
     def layer(self) -> HiddenLayer:
         """Returns the map without inputs; the kinks of W2 z are at -h2."""
-        seen = self.W2
-        if self.mean_centered:
-            seen = seen - seen.mean(1, keepdim=True)
+        seen = self.W2 - self.W2.mean(1, keepdim=True) if self.mean_centered else self.W2
         return HiddenLayer(
             decay=self.A, outer=self.W1, bias=self.h1, inner=seen, thresholds=-self.h2[:, None],
             weights=self.A.new_ones(1), clipped=self.clipped,

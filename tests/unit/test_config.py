@@ -197,6 +197,25 @@ def test_the_resolved_configuration_hides_no_default():
     assert tables["engine"]["iterations"] == LaplaceEM().iterations
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"class": "AlmostLinearRNN", "relu_units": 1},
+        {"class": "ShallowPLRNN", "hidden": 4, "clipped": False},
+        {"class": "DendriticPLRNN", "bases": 2, "mean_centered": True},
+    ],
+)
+def test_members_of_the_family_by_name(part):
+    config = small(dynamics={**part, "dim": 3, "noise": "full"})
+    dynamics = config.make_model(data()).dynamics
+    found = dynamics.config()
+    assert {k: found[k] for k in part if k != "class"}.items() <= part.items()
+    assert (type(dynamics).__name__, dynamics.noise.kind) == (part["class"], "full")
+    resolved = config.resolved(data())
+    assert resolved.to_dict()["dynamics"]["initial"] == "shared"
+    assert RunConfig.from_toml(resolved.to_toml()).make_model(data()).dynamics.config() == found
+
+
 # ---- what is refused -----------------------------------------------------------------------
 
 

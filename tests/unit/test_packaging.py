@@ -39,7 +39,8 @@ PUBLIC = [
 PROMISED = {
     "data": {"Batch", "Dataset", "Events", "Recording", "Signal", "Trial", "synthetic",
              "load_recording", "recordings"},
-    "dynamics": {"LatentDynamics", "LinearDynamics", "PLRNN", "PiecewiseLinear"},
+    "dynamics": {"AlmostLinearRNN", "DendriticPLRNN", "LatentDynamics", "LinearDynamics", "PLRNN",
+                 "PiecewiseLinear", "ShallowPLRNN"},
     "observations": {"BOLD", "Bernoulli", "Categorical", "DoubleGamma", "Gaussian",
                      "NegativeBinomial", "ObservationModel", "Ordinal", "Poisson",
                      "RaisedCosine", "ZeroInflatedPoisson"},
