@@ -154,7 +154,8 @@ class PLRNN(CoupledUnits):
         free[own, own], free[:, dim : 2 * dim] = self.A.requires_grad, self.W.requires_grad
         free[own, dim + own], free[:, 2 * dim] = False, self.h.requires_grad
         free[:, 2 * dim + 1 :] = self.C.requires_grad
-        return tuple(torch.from_numpy(x).to(self.A.device) for x in (theta, free))
+        device = self.A.device
+        return torch.from_numpy(theta).to(device), torch.from_numpy(free).to(device)
 
     def assign_coefficients(self, theta: Tensor) -> None:
         """Writes [A, W, h, C] [M, 2M+1+K]; structural zeros and frozen parameters stay."""
