@@ -128,8 +128,11 @@ class HiddenLayer:
         kinks, weights = self.hinges()
         gates = region.to(weights.dtype).unflatten(-1, kinks.shape)
         slope, shift = gates @ weights, (gates * kinks) @ weights
-        linear = slope.new_ones(*slope.shape[:-1], self.linear_units)
-        outer = self.outer * torch.cat([linear, slope], dim=-1)[..., None, :]
+        units = slope
+        if self.linear_units:
+            linear = slope.new_ones(*slope.shape[:-1], self.linear_units)
+            units = torch.cat([linear, slope], dim=-1)
+        outer = self.outer * units[..., None, :]
         jacobian = torch.diag(self.decay) + (outer if self.inner is None else outer @ self.inner)
         return jacobian, self.bias - shift @ self.outer[:, self.linear_units :].T
 

@@ -128,6 +128,11 @@ class PLRNN(CoupledUnits):
             thresholds=zero, weights=self.A.new_ones(1),
         )  # fmt: skip
 
+    def step(self, z: Tensor, s: Tensor | None = None) -> Tensor:
+        """Returns A z + W max(0, z) + h + C s: z [..., M] and s [..., K] to [..., M]."""
+        seen = z - z.mean(-1, keepdim=True) if self.mean_centered else z
+        return z * self.A + seen.clamp_min(0.0) @ self.couplings.T + self.h + self.drive(s)
+
     def draw_start(self, generator: torch.Generator) -> None:
         """Draws the published start values; frozen parameters stay.
 
