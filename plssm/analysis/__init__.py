@@ -1,7 +1,21 @@
-"""Analysis of latent dynamics as dynamical systems."""
+"""Analysis of latent dynamics as dynamical systems, and of the time scales of recordings."""
 
 from __future__ import annotations
 
 from plssm.analysis.lyapunov import lyapunov_spectrum
+from plssm.analysis.time_scales import (
+    TimeScales,
+    autocorrelation,
+    delayed_mutual_information,
+    predictability_time,
+    time_scales,
+)
 
-__all__ = ["lyapunov_spectrum"]
+__all__ = [
+    "TimeScales",
+    "autocorrelation",
+    "delayed_mutual_information",
+    "lyapunov_spectrum",
+    "predictability_time",
+    "time_scales",
+]
