@@ -19,6 +19,7 @@ class Measure(float):
     Args:
         value: The score.
         floor: The score of truth against truth; NaN where it cannot be measured.
+        references: What simple forecasts or runs score, by name ("fixed point", "persistence").
         settings: Everything the number depends on (lengths, bins, box, ...).
         per_step: [n] the score by forecast step, where that is natural.
         per_dimension: [N] the score by channel, where that is natural.
@@ -32,6 +33,7 @@ class Measure(float):
     """
 
     floor: float
+    references: dict[str, float]
     settings: dict
     per_step: np.ndarray | None
     per_dimension: np.ndarray | None
@@ -41,6 +43,7 @@ class Measure(float):
         value: float,
         *,
         floor: float = math.nan,
+        references: Mapping[str, float] | None = None,
         settings: Mapping | None = None,
         per_step: np.ndarray | None = None,
         per_dimension: np.ndarray | None = None,
@@ -48,6 +51,7 @@ class Measure(float):
         """Make the float and attach what it was measured with."""
         self = super().__new__(cls, value)
         self.floor = float(floor)
+        self.references = {name: float(score) for name, score in (references or {}).items()}
         self.settings = dict(settings or {})
         self.per_step = per_step
         self.per_dimension = per_dimension
@@ -57,15 +61,17 @@ class Measure(float):
         """Copy and pickle with everything attached."""
         return (float(self),), {
             "floor": self.floor,
+            "references": self.references,
             "settings": self.settings,
             "per_step": self.per_step,
             "per_dimension": self.per_dimension,
         }
 
     def __str__(self) -> str:
-        """Return the score with its floor beside it."""
+        """Return the score with its floor and its references beside it."""
         floor = "unavailable" if math.isnan(self.floor) else f"{self.floor:.3g}"
-        return f"{float(self):.4g} (floor {floor})"
+        beside = [f"floor {floor}", *(f"{name} {v:.3g}" for name, v in self.references.items())]
+        return f"{float(self):.4g} ({', '.join(beside)})"
 
     def __repr__(self) -> str:
         """Return an unambiguous form with the floor."""

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from plssm.errors import DataError
 from plssm.metrics.measure import Measure
+from plssm.metrics.references import reference_runs
 from plssm.metrics.trajectories import UNAVAILABLE, blocks_of, pairs_of, trial_pair
 
 __all__ = ["power_spectra", "power_spectrum_distance"]
@@ -19,7 +20,13 @@ SHORTEST = 4
 
 
 def power_spectrum_distance(
-    *, truth: Any, pred: Any, smoothing: float = 20.0, floor: bool = True
+    *,
+    truth: Any,
+    pred: Any,
+    smoothing: float = 20.0,
+    floor: bool = True,
+    references: bool = False,
+    seed: int = 0,
 ) -> Measure:
     r"""Hellinger distance of the power spectra, averaged over channels: 0 equal, 1 disjoint.
 
@@ -37,9 +44,11 @@ def power_spectrum_distance(
         smoothing: Standard deviation of the smoothing in frequency bins; 0 for none.
         floor: Measure the floor too: the median over pairs of truth blocks of the same size;
             NaN where the truth is too short for one pair.
+        references: Measure a fixed point (1, it has no spectrum) and white noise too.
+        seed: Seed of the white noise.
 
     Returns:
-        The distance with `.floor`, `.settings` and `.per_dimension` [N].
+        The distance with `.floor`, `.references`, `.settings` and `.per_dimension` [N].
 
     Raises:
         DataError: Empty or very short input, different channels, or a truth that is not finite
@@ -72,8 +81,17 @@ def power_spectrum_distance(
     level = math.nan
     if floor:
         level = _floor(truths, length, len(preds), smoothing, settings)
+    beside = {}
+    if references:
+        for name, run in reference_runs(truth=truths, pred=preds, seed=seed).items():
+            q = power_spectra([t[:length] for t in run], smoothing=smoothing)
+            beside[name] = float(_hellinger(p, q).mean())
     return Measure(
-        per_dimension.mean(), floor=level, settings=settings, per_dimension=per_dimension
+        per_dimension.mean(),
+        floor=level,
+        references=beside,
+        settings=settings,
+        per_dimension=per_dimension,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from plssm.errors import DataError
 from plssm.metrics.measure import Measure
 
-__all__ = ["prediction_error"]
+__all__ = ["per_channel", "prediction_error", "squared_errors"]
 
 
 def prediction_error(
@@ -60,12 +60,12 @@ def prediction_error(
     seen = ~np.isnan(y)
     if not seen.any():
         raise DataError("truth has no observed entry", got=f"{y.size} entries, all NaN")
-    size = _per_channel(scale, y.shape[-1], "scale")
-    square = _squares(y, guess, size, seen)
+    size = per_channel(scale, y.shape[-1], "scale")
+    square = squared_errors(y, guess, size, seen)
     variance = (
         np.zeros(y.shape[-1])
         if noise is None
-        else _per_channel(noise, y.shape[-1], "noise", zero=True)
+        else per_channel(noise, y.shape[-1], "noise", zero=True)
     )
     least = np.broadcast_to(variance / size**2, y.shape)[seen].mean()
     return Measure(
@@ -98,7 +98,7 @@ def _read(x: Any, role: str) -> np.ndarray:
     return joined
 
 
-def _per_channel(x: Any, n: int, role: str, *, zero: bool = False) -> np.ndarray:
+def per_channel(x: Any, n: int, role: str, *, zero: bool = False) -> np.ndarray:
     """Return a number or [N] as [N], positive (or zero where allowed)."""
     if x is None:
         return np.ones(n)
@@ -118,7 +118,9 @@ def _per_channel(x: Any, n: int, role: str, *, zero: bool = False) -> np.ndarray
     return np.broadcast_to(array, (n,))
 
 
-def _squares(y: np.ndarray, guess: np.ndarray, size: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def squared_errors(
+    y: np.ndarray, guess: np.ndarray, size: np.ndarray, seen: np.ndarray
+) -> np.ndarray:
     """Return squared scaled errors: 0 where missing, +inf where the prediction is not finite."""
     finite = np.isfinite(guess)
     with np.errstate(over="ignore"):

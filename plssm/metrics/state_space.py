@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 from plssm.errors import DataError
 from plssm.metrics.measure import Measure
+from plssm.metrics.references import reference_runs
 from plssm.metrics.trajectories import UNAVAILABLE, blocks_of, pairs_of, trial_pair
 
 __all__ = ["state_space_divergence"]
@@ -31,6 +32,7 @@ def state_space_divergence(
     samples: int = 1000,
     seed: int = 0,
     floor: bool = True,
+    references: bool = False,
 ) -> Measure:
     r"""Kullback-Leibler divergence of the occupation densities of two trajectories, in nats.
 
@@ -58,13 +60,15 @@ def state_space_divergence(
         method: "histogram", "mixture", or "auto": histogram up to five channels.
         scaling: Variance of the mixture components.
         samples: Monte-Carlo samples of the mixture.
-        seed: Seed of those samples.
+        seed: Seed of those samples and of the white noise.
         floor: Measure the floor too: the median over pairs of truth blocks of the length of
             `pred`; NaN where the truth is shorter than two such blocks. It is cautious (too high)
             where the truth is much longer than `pred`.
+        references: Measure a fixed point at the mean of the truth and white noise with its mean
+            and standard deviation too, as long as `pred`.
 
     Returns:
-        The divergence with `.floor` and `.settings`.
+        The divergence with `.floor`, `.references` and `.settings`.
 
     Raises:
         DataError: Empty input, different channels, a truth that is not finite or does not vary,
@@ -90,7 +94,11 @@ def state_space_divergence(
     level = math.nan
     if floor:
         level = _floor(density, x, len(y), settings)
-    return Measure(value, floor=level, settings=settings)
+    beside = {}
+    if references:
+        runs = reference_runs(truth=truths, pred=preds, seed=seed)
+        beside = {name: density.divergence(x, np.concatenate(run)) for name, run in runs.items()}
+    return Measure(value, floor=level, references=beside, settings=settings)
 
 
 class _Histogram:
