@@ -54,6 +54,34 @@ CASES = {
         0.02,
         1e-6,
     ),
+    "lorenz96 with 10 sites": (
+        lorenz96_field,
+        8 + np.sin(np.arange(10.0)),
+        {"dim": 10, "max_step": 0.002},
+        0.01,
+        1e-6,
+    ),
+    "lorenz96 with 20 sites": (
+        lorenz96_field,
+        8 + np.cos(np.arange(20.0)),
+        {"dim": 20, "max_step": 0.002},
+        0.01,
+        1e-6,
+    ),
+    "lorenz63 of Rosenstein": (
+        lambda t, x: lorenz63_field(t, x, 16.0, 45.92, 4.0),
+        [1.0, 2.0, 20.0],
+        {"sigma": 16.0, "rho": 45.92, "beta": 4.0, "max_step": 0.002},
+        0.01,
+        1e-6,
+    ),
+    "bursting_neuron at its defaults": (
+        lambda t, x: bursting_field(t, x, current=0.0),
+        [-60.0, 0.04, 0.02],
+        {},
+        0.05,
+        1e-4,
+    ),
     "rossler": (rossler_field, [1.0, -4.0, 0.1], {}, 0.05, 1e-6),
     "van_der_pol": (van_der_pol_field, [0.5, 1.0], {}, 0.05, 1e-6),
     "duffing": (
@@ -70,7 +98,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_paths_equal_an_adaptive_integrator(name):
     field, start, options, dt, tolerance = CASES[name]
-    path = getattr(synthetic, name)(120, dt, start=start, transient=0.0, **options)[0]
+    path = getattr(synthetic, name.split()[0])(120, dt, start=start, transient=0.0, **options)[0]
     times = np.arange(120) * dt
     exact = solve_ivp(
         field, (0, times[-1]), start, t_eval=times, method="DOP853", rtol=1e-12, atol=1e-12
