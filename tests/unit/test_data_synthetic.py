@@ -238,6 +238,24 @@ def test_the_bursting_neuron_rests_without_and_spikes_on_with_much_nmda_current(
     assert len(gaps) > 50 and gaps.max() < 20.0
 
 
+@pytest.mark.parametrize(
+    ("g_nmda", "start", "bursts"),
+    [
+        (10.2, [-40.0, 0.1, 0.045], True),
+        (10.2, [-52.7, 0.019, 0.062], False),
+        (10.1, [-70.0, 0.0, 0.042], False),
+    ],
+)
+def test_bursts_and_tonic_spikes_coexist_as_an_adaptive_integrator_finds(g_nmda, start, bursts):
+    path = synthetic.bursting_neuron(8_000, 0.05, g_nmda=g_nmda, start=start, transient=1_500.0)
+    exact = solve_ivp(
+        lambda t, x: bursting_field(t, x, g_nmda, 0.0), (0, 1_900.0), start, method="LSODA",
+        rtol=1e-8, atol=1e-10, t_eval=np.arange(1_500.0, 1_900.0, 0.05),
+    ).y  # fmt: skip
+    for lowest in (path[0, :, 0].min(), exact[0].min()):
+        assert (lowest < -60) == bursts
+
+
 def test_the_noise_has_the_variance_of_the_diffusion():
     # Lorenz-96 without forcing near 0 is dx = -x dt + sigma dW: variance sigma^2 / 2.
     sigma = np.array([1e-3, 2e-3, 1e-3, 4e-3])
