@@ -61,5 +61,5 @@ class TrainingProgress:
         self._progress.update(
             self._task,
             completed=restart * self._steps + step,
-            description=again + ", ".join(shown),
+            description=text,
         )
