@@ -61,6 +61,7 @@ class TeacherForcing(Engine):
         fit_noise: Whether process and observation noise are fitted after training.
         dtype: Precision of training, "float32" or "float64".
         checkpoint: File an interrupted training goes on from (one restart only).
+        checkpoint_seconds: Seconds between two writes of it, at least; they come with checks.
 
     References:
         Hess et al. 2023, Generalized teacher forcing for learning chaotic dynamics,
@@ -84,6 +85,7 @@ class TeacherForcing(Engine):
     fit_noise: bool = True
     dtype: str = "float32"
     checkpoint: str | None = None
+    checkpoint_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,8 +113,9 @@ class TeacherForcing(Engine):
     def training(self) -> Training:
         """Length and speed of the training."""
         return Training(
-            self.steps, self.learning_rate, self.clip, self.checks, self.patience, self.checkpoint
-        )
+            self.steps, self.learning_rate, self.clip, self.checks, self.patience,
+            self.checkpoint, self.checkpoint_seconds,
+        )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters as plain JSON-able values; the scheme tells its class."""

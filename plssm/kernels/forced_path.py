@@ -95,7 +95,11 @@ def forced_path_plain(
     steps = steps if given is None else given.shape[1]
     nothing = (None,) * steps
     teachers = nothing if teacher is None else teacher.unbind(1)
-    shares = nothing if weight is None else weight.detach().expand(len(start), steps, -1).unbind(1)
+    shares = (
+        nothing
+        if weight is None
+        else weight.detach().expand(len(start), steps, start.shape[1]).unbind(1)
+    )
     drives = nothing if drive is None else drive.unbind(1)
     z, path = start, []
     for target, share, force in zip(teachers, shares, drives, strict=True):
