@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from plssm.dynamics import LatentDynamics
-from plssm.kernels.forced_path import forced_path, forced_path_plain
+from plssm.dynamics import LatentDynamics, OneLayerDynamics
+from plssm.kernels.forced_path import forced_loss, forced_path, forced_path_plain
 
-__all__ = ["force", "forced_rollout"]
+__all__ = ["force", "forced_error", "forced_rollout"]
 
 
 def force(z: Tensor, target: Tensor, alpha: Tensor | float) -> Tensor:
@@ -33,7 +34,7 @@ def forced_rollout(
     """Iterates a map that is drawn to a teacher before each step.
 
     Args:
-        dynamics: The map; one with a `layer` on the CPU runs in compiled code.
+        dynamics: The map; a member of the family on the CPU runs in compiled code.
         start: z_1 [B, M].
         teacher: Teacher signal [B, T, M].
         weight: Share of the teacher, anything that broadcasts to [B, T, M].
@@ -42,9 +43,47 @@ def forced_rollout(
     Returns:
         The states before forcing, z_2 .. z_{T+1} [B, T, M].
     """
-    drive = None if inputs is None else dynamics.drive(inputs)
-    options = {"teacher": teacher, "weight": weight, "drive": drive}
-    layer = getattr(dynamics, "layer", None)
-    if layer is not None and start.device.type == "cpu":
-        return forced_path(layer(), start, **options)
+    options = {"teacher": teacher, "weight": weight, "drive": _drive(dynamics, inputs)}
+    if _compiled(dynamics, start):
+        return forced_path(dynamics.layer(), start, **options)
     return forced_path_plain(dynamics.step, start, **options)
+
+
+def forced_error(
+    dynamics: LatentDynamics, start: Tensor, teacher: Tensor, weight: Tensor,
+    inputs: Tensor | None = None, *, target: Tensor, precision: Tensor, count: int,
+) -> Tensor:  # fmt: skip
+    r"""Mean squared difference of a forced path from a target, state by state.
+
+    .. math:: \frac1n \sum_{b,t,m} \lambda_m^2 (z_{b,t+1,m} - y_{b,t,m})^2
+
+    Args:
+        dynamics: The map.
+        start: z_1 [B, M].
+        teacher: Teacher signal [B, T, M].
+        weight: Share of the teacher.
+        inputs: Inputs of the steps arrived at [B, T, K], or None.
+        target: y [B, T, M]; NaN where nothing is compared.
+        precision: lambda [M].
+        count: n.
+
+    Returns:
+        A scalar.
+    """
+    if _compiled(dynamics, start):
+        return forced_loss(
+            dynamics.layer(), start, teacher=teacher, weight=weight, target=target,
+            drive=_drive(dynamics, inputs), precision=precision, count=count,
+        )  # fmt: skip
+    path = forced_rollout(dynamics, start, teacher, weight, inputs)
+    seen = ~target.isnan()
+    error = torch.where(seen, path - torch.where(seen, target, 0.0), 0.0)
+    return (precision * error).square().sum() / count
+
+
+def _compiled(dynamics: LatentDynamics, start: Tensor) -> bool:
+    return isinstance(dynamics, OneLayerDynamics) and start.device.type == "cpu"
+
+
+def _drive(dynamics: LatentDynamics, inputs: Tensor | None) -> Tensor | None:
+    return None if inputs is None else dynamics.drive(inputs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plssm.data import Batch
-from plssm.inference.forced_rollout import forced_rollout
+from plssm.inference.forced_rollout import forced_error, forced_rollout
 from plssm.inference.shrinkage import shrinkage
 from plssm.inference.teacher_signal import TeacherSignal
 from plssm.inference.trainer import Problem
@@ -57,6 +57,7 @@ class ForcedTraining(Problem):
         self.check, self.steps_done = check, 0
         self.checked = TeacherSignal(model, check)
         self.samples = max(int(self.signal.mask.sum()), 1)
+        self._penalised = bool(model.dynamics.penalty().requires_grad)
         self._jitter = engine.noise * self._spread()
 
     def parameters(self) -> Sequence[nn.Parameter]:
@@ -77,16 +78,20 @@ class ForcedTraining(Problem):
             draws = torch.randn(teacher.shape, generator=generator, dtype=teacher.dtype)
             teacher = torch.addcmul(teacher, draws, self._jitter)
         share = self.forcing.shares(teacher.shape[1], progress, generator).to(teacher)
-        path = forced_rollout(
-            dynamics, self.start(teacher[:, 0]), teacher, known * share[:, None],
-            None if inputs is None else inputs[:, 1:],
-        )  # fmt: skip
+        run = (dynamics, self.start(teacher[:, 0]), teacher, known * share[:, None])
+        run = (*run, None if inputs is None else inputs[:, 1:])
+        if signal.selects:
+            target, precision, count = signal.target(y[:, 1:], after)
+            total = forced_error(*run, target=target, precision=precision, count=count)
+        else:
+            total = signal.loss(forced_rollout(*run), y[:, 1:], after)
         self._adapt(teacher)
-        total = signal.loss(path, y[:, 1:], after)
         if engine.shrink:
             own = self.first_state.square().sum()
             total = total + engine.shrink * (shrinkage(dynamics) + own)
-        return total + dynamics.penalty() / self.samples
+        if self._penalised:
+            total = total + dynamics.penalty() / self.samples
+        return total
 
     def _spread(self) -> Tensor:
         """Standard deviation of the forced states [M]."""

@@ -130,6 +130,8 @@ class TeacherSignal:
         weight, bias = (x.detach() for x in _stack(self.model))
         self._column = (weight != 0).to(torch.uint8).argmax(1)
         self._gain, self._bias = weight.gather(1, self._column[:, None])[:, 0], bias
+        self._state_precision = self.sd.new_zeros(weight.shape[1])
+        self._state_precision[self._column] = (self._gain / self.sd).abs()
         self._plain = bool((self._gain == 1).all() and (bias == 0).all())
         everything = torch.arange(weight.shape[1])
         self._in_order = torch.equal(self._column, everything)
@@ -168,6 +170,23 @@ class TeacherSignal:
         known = torch.zeros_like(states, dtype=torch.bool)
         known[..., self._column] = mask
         return states, known
+
+    def target(self, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, int]:
+        """Returns what the states are compared with where the read-out selects.
+
+        Args:
+            y: Samples [..., N].
+            mask: Where they are observed [..., N]; None where all are.
+
+        Returns:
+            States [..., M], NaN where unknown; the precision of each state [M], such that errors
+            are in units of their channel's spread; and the number of samples.
+        """
+        states, known = self._selected(y, mask)
+        if mask is None:
+            return states, self._state_precision, y.numel()
+        states = torch.where(known, states, torch.nan)
+        return states, self._state_precision, max(int(mask.sum()), 1)
 
     def loss(self, z: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         """Mean squared error of the observed samples, every channel in units of its spread.

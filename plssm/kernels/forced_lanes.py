@@ -44,8 +44,24 @@ def _scatter(values, t, first, count, rows, at, lanes):
 
 
 @compiled(fastmath=_LOOSE)
+def _compare(z, target, precision, errors, at, t, first, count, lanes):
+    """Writes the gradient of half the squared differences in z, and returns their sum."""
+    total = 0.0
+    for m in range(precision.size):
+        square = precision[m] * precision[m]
+        for x in range(lanes):
+            difference = z[m * lanes + x] - target[first + min(x, count - 1), t, m]
+            if x >= count or target[first + x, t, m] != target[first + x, t, m]:
+                difference = 0.0
+            errors[at + m * lanes + x] = square * difference
+            total += square * difference * difference
+    return total
+
+
+@compiled(fastmath=_LOOSE)
 def forward_lanes(
-    layer, start, teacher, weight, drive, path, states, units, room, first, count, vectors
+    layer, start, teacher, weight, drive, path, target, precision, errors, states, units, room,
+    first, count, vectors,
 ):  # fmt: skip
     """Runs the recurrence for sequences first .. first + count - 1.
 
@@ -57,18 +73,26 @@ def forward_lanes(
         weight: [B, T, M], share of the teacher.
         drive: [B, T, M], added to each step, or [0, 0, M].
         path: [B, T, M], receives the states after each step.
+        target: [B, T, M], what these are compared with instead, NaN where they are not, or
+            [0, 0, M].
+        precision: [M], by which differences are multiplied.
+        errors: [T, M, lanes] flat, receives the differences times the squared precision.
         states: [T, M, lanes] flat, receives the forced states.
         units: [T, L, lanes] flat, receives what the units see; unused without an inner matrix.
         room: Scratch of `forward_room` numbers.
         first: First sequence.
         count: Number of sequences, at most the lanes.
         vectors: Tuple whose length is the number of vectors of a row.
+
+    Returns:
+        The sum of the squared differences in units of the precision.
     """
     decay, outer, bias, inner, thresholds, weights, clip, linear = layer
-    steps, m, (size, bases) = path.shape[1], decay.size, thresholds.shape
-    lanes = states.size // (steps * m)
+    steps, m, (size, bases) = path.shape[1] + target.shape[1], decay.size, thresholds.shape
+    total = 0.0
+    lanes = len(vectors) * (64 // states.itemsize)
     rows = m * lanes
-    z, target, share = room[:rows], room[rows : 2 * rows], room[2 * rows : 3 * rows]
+    z, goal, share = room[:rows], room[rows : 2 * rows], room[2 * rows : 3 * rows]
     phi = room[3 * rows : 3 * rows + size * lanes]
     for i in range(m):
         for x in range(lanes):
@@ -76,10 +100,10 @@ def forward_lanes(
     for t in range(steps):
         here = t * m * lanes
         if teacher.shape[0]:
-            _gather(target, 0, teacher, t, first, count, lanes)
+            _gather(goal, 0, teacher, t, first, count, lanes)
             _gather(share, 0, weight, t, first, count, lanes)
             for x in range(z.size):
-                states[here + x] = z[x] + share[x] * (target[x] - z[x])
+                states[here + x] = z[x] + share[x] * (goal[x] - z[x])
         else:
             for x in range(z.size):
                 states[here + x] = z[x]
@@ -103,13 +127,17 @@ def forward_lanes(
             weights, 0, clip[0], size - linear, bases, vectors,
         )  # fmt: skip
         add_product(z, 0, outer, 0, size, 1, phi, 0, m, size, vectors)
-        _scatter(path, t, first, count, z, 0, lanes)
+        if path.shape[0]:
+            _scatter(path, t, first, count, z, 0, lanes)
+        else:
+            total += _compare(z, target, precision, errors, here, t, first, count, lanes)
+    return total
 
 
 @compiled(fastmath=_LOOSE)
 def adjoint_lanes(
-    layer, weight, states, units, gradient, gradients, to_teacher, to_drive, to_start, room,
-    first, count, vectors,
+    layer, weight, states, units, gradient, errors, scale, gradients, to_teacher, to_drive,
+    to_start, room, first, count, vectors,
 ):  # fmt: skip
     """Propagates gradients in the states after each step back to everything else.
 
@@ -118,7 +146,9 @@ def adjoint_lanes(
         weight: [B, T, M], share of the teacher, or [0, 0, M].
         states: As the forward pass left it.
         units: As the forward pass left it.
-        gradient: [B, T, M], in the states after each step.
+        gradient: [B, T, M], in the states after each step, or [0, 0, M].
+        errors: [T, M, lanes] flat, the same by lane, used instead of a missing gradient.
+        scale: What the errors are multiplied by.
         gradients: (decay [M], outer [M, L], bias [M], inner [L, M], thresholds [L, B], weights
             [B], clip [1], learn): receive what these sequences add; `learn` is not zero where the
             weights and the clip are wanted.
@@ -132,8 +162,9 @@ def adjoint_lanes(
     """
     decay, outer, bias, inner, thresholds, weights, clip, linear = layer
     g_decay, g_outer, g_bias, g_inner, g_thresholds, g_weights, g_clip, learn = gradients
-    steps, m, (size, bases) = gradient.shape[1], decay.size, thresholds.shape
-    lanes = states.size // (steps * m)
+    m, (size, bases) = decay.size, thresholds.shape
+    lanes = len(vectors) * (64 // states.itemsize)
+    steps = states.size // (m * lanes)
     wide, rows, few = size * lanes, m * lanes, min(STEPS, steps)
     sum_decay, sum_bias = room[:rows], room[rows : 2 * rows]
     back, share = room[2 * rows : 3 * rows], room[3 * rows : 4 * rows]
@@ -151,10 +182,14 @@ def adjoint_lanes(
         begin = max(last - few, 0)
         for t in range(last - 1, begin - 1, -1):
             d, here, wide_at = (t - begin) * rows, t * rows, (t - begin) * wide
-            _gather(deltas, d, gradient, t, first, count, lanes)
-            for m_ in range(m):
-                for x in range(count, lanes):
-                    deltas[d + m_ * lanes + x] = 0.0
+            if gradient.shape[0]:
+                _gather(deltas, d, gradient, t, first, count, lanes)
+                for i in range(m):
+                    for x in range(count, lanes):
+                        deltas[d + i * lanes + x] = 0.0
+            else:
+                for x in range(rows):
+                    deltas[d + x] = scale * errors[here + x]
             for x in range(rows):
                 deltas[d + x] += back[x]
             if to_drive.shape[0]:

@@ -14,7 +14,7 @@ from plssm.dynamics import (
 )
 from plssm.inference.forced_rollout import force, forced_rollout
 from plssm.kernels import forced_path as kernel
-from plssm.kernels.forced_path import forced_path, forced_path_plain
+from plssm.kernels.forced_path import forced_loss, forced_path, forced_path_plain
 
 FAMILY = {
     "plrnn": lambda: PLRNN(5, inputs=2),
@@ -147,6 +147,36 @@ def test_forcing_at_both_limits():
     torch.testing.assert_close(free, run, atol=1e-12, rtol=0)
     torch.testing.assert_close(force(start, teacher[:, 0], 0.0), start)
     torch.testing.assert_close(force(start, teacher[:, 0], 1.0), teacher[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_loss_in_one_pass_is_that_of_the_path(name, dtype):
+    dynamics, start, teacher, weight, inputs = problem(name, batch=11, dtype=dtype)
+    generator = torch.Generator().manual_seed(8)
+    target = torch.randn(teacher.shape, generator=generator).to(dtype)
+    target[torch.rand(target.shape, generator=generator) < 0.2] = float("nan")
+    precision = torch.rand(dynamics.dim, generator=generator).to(dtype)
+    precision[0] = 0.0 if dynamics.dim > 1 else 1.0
+    drive = None if inputs is None else dynamics.drive(inputs)
+    options = {"teacher": teacher.requires_grad_(), "weight": weight, "drive": drive}
+    loss = forced_loss(
+        dynamics.layer(), start.requires_grad_(), target=target, precision=precision, **options
+    )
+    path = forced_path_plain(dynamics.step, start, **options)
+    error = torch.where(target.isnan(), 0.0, precision * (path - target.nan_to_num()))
+    want = error.square().sum() / target.numel()
+    slack = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(loss, want, atol=slack, rtol=slack)
+    leaves = [start, teacher]
+    leaves += [p for n, p in dynamics.named_parameters() if not n.startswith(("noise", "initial"))]
+    leaves = [x for x in leaves if x.numel()]
+    mine, theirs = (
+        torch.autograd.grad(3.0 * x, leaves, allow_unused=True, retain_graph=True)
+        for x in (loss, want)
+    )
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=slack, rtol=100 * slack)
 
 
 def test_one_step_and_dynamics_without_a_layer():
