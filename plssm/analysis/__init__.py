@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from plssm.analysis.cycle import Cycle, Cycles
+from plssm.analysis.cycles import cycles, fixed_points
 from plssm.analysis.lyapunov import lyapunov_spectrum
 from plssm.analysis.time_scales import (
     TimeScales,
@@ -19,3 +21,4 @@ __all__ = [
     "predictability_time",
     "time_scales",
 ]
+__all__ = ["Cycle", "Cycles", "cycles", "fixed_points", "lyapunov_spectrum"]

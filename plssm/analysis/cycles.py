@@ -1,0 +1,221 @@
+"""Fixed points and cycles of piecewise-linear maps, solved region by region."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from plssm.analysis.cycle import Cycle, Cycles
+from plssm.analysis.cycle_search import CycleStore, rows_at_once, search_all, search_from
+from plssm.analysis.region_cells import enumerate_cells, live_gates
+from plssm.analysis.region_starts import sequence_starts
+from plssm.dynamics.relu_form import ReluForm
+from plssm.errors import CapabilityError, PlssmError, ShapeError
+
+__all__ = ["cycles", "fixed_points"]
+
+_CELLS = 1 << 20  # patterns around vertices that are made to find all regions
+_METHODS = ("auto", "exhaustive", "restarts")
+
+
+def fixed_points(dynamics: Any, **options: Any) -> Cycles:
+    r"""Finds the fixed points of a piecewise-linear map: its cycles of order 1.
+
+    .. math:: z^* = (I - J_r)^{-1} b_r, \qquad z^* \in r
+
+    All regions that exist are tried where there are not too many; see `cycles`.
+
+    Args:
+        dynamics: Piecewise-linear dynamics, or a ReluForm.
+        **options: Those of `cycles`, without `order`.
+
+    Returns:
+        The fixed points, as cycles with one point.
+
+    Example:
+        >>> from plssm.dynamics import PLRNN
+        >>> fixed_points(PLRNN.from_parameters(A=[0.5], W=[[0.0]], h=[1.0]))
+        [Cycle(order=1, stable, first point [2.])]
+    """
+    return cycles(dynamics, order=1, **options)
+
+
+def cycles(
+    dynamics: Any,
+    *,
+    order: int,
+    inputs: Any = None,
+    method: str = "auto",
+    limit: int = 1 << 18,
+    restarts: int | None = None,
+    region_points: Any = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Cycles:
+    r"""Finds the cycles of a given order of a piecewise-linear map.
+
+    .. math:: z_1 = (I - J_k \cdots J_1)^{-1} \sum_{j=1}^{k} J_k \cdots J_{j+1} b_j,
+        \qquad z_j \in r_j
+
+    Each sequence of regions allows one cycle, which is real if its points lie in these regions.
+    With few regions all sequences are tried (`exhaustive` on the result): no isolated cycle is
+    missing. Otherwise random sequences are replaced by the regions in which the points of their
+    virtual cycle lie, until these agree; then hits and `missed_share` tell how well the search
+    has covered what there is. Cycles of a shorter period are left out.
+
+    Args:
+        dynamics: Piecewise-linear dynamics, or a ReluForm.
+        order: Number of points k.
+        inputs: Constant inputs [K]; None: no input.
+        method: "exhaustive", "restarts", or "auto": exhaustive up to `limit`.
+        limit: Largest number of sequences that "auto" tries one by one.
+        restarts: Number of random starts; default between 2000 and 20,000, until every cycle
+            was hit three times.
+        region_points: States [n, M] (data, a path) whose regions the random sequences are made
+            of; default free runs and a box around them.
+        seed: Seed of the random starts.
+        progress: True or False; None shows a bar on a terminal if the search takes long.
+
+    Returns:
+        The cycles, a list with what is known about the search.
+
+    Raises:
+        CapabilityError: The map is not piecewise linear, or has too many regions to try all.
+        ShapeError: `inputs` or `region_points` have the wrong shape.
+        PlssmError: An option is out of range.
+
+    References:
+        Eisenmann et al. 2023, Bifurcations and loss jumps in RNN training, arXiv:2310.17561.
+    """
+    _check_options(order, method, limit, restarts)
+    whole = _form(dynamics, inputs)
+    form, _ = live_gates(whole)
+    points = _points(region_points, len(form.bias))
+    cells = enumerate_cells(form, _CELLS)
+    store = CycleStore(form, order, seed)
+    few = cells is not None and len(cells) ** order <= limit
+    if method == "exhaustive" and cells is None:
+        raise CapabilityError(
+            "cycles: there are too many linear regions to try them all; use method='restarts'"
+        )
+    with _Bar(progress) as bar:
+        if cells is not None and (method == "exhaustive" or (method == "auto" and few)):
+            search_all(store, cells, bar.report)
+            hits, starts = [1] * len(store.points), 0
+        else:
+            batch = min(256, rows_at_once(form, order))
+            random = np.random.default_rng(seed)
+            least, most = (2000, 20_000) if restarts is None else (restarts, restarts)
+            drawn = sequence_starts(form, order, batch, random, points=points, cells=cells)
+            hits, starts = search_from(store, drawn, bar.report, least=least, most=most)
+    return _result(store, whole, hits, starts)
+
+
+def _result(store: CycleStore, form: ReluForm, hits: list[int], restarts: int) -> Cycles:
+    """The list of cycles of a store."""
+    points, numbers = store.ordered()
+    if store.degenerate:
+        warnings.warn(
+            f"cycles: {store.degenerate} sequences of regions hold a continuous family of cycles "
+            f"of order {store.order}; families are not in the list",
+            stacklevel=3,
+        )
+    found = [Cycle(p, store.eigenvalues(p), form.region(p), store.on_kink(p)) for p in points]
+    return Cycles(
+        found, order=store.order, hits=[hits[i] for i in numbers], restarts=restarts,
+        exhaustive=restarts == 0, degenerate=store.degenerate,
+    )  # fmt: skip
+
+
+def _form(dynamics: Any, inputs: Any) -> ReluForm:
+    """The map with constant inputs in its bias."""
+    if not isinstance(dynamics, ReluForm) and not hasattr(dynamics, "relu_form"):
+        raise CapabilityError(
+            f"cycles: {type(dynamics).__name__} is not piecewise linear; pass dynamics that "
+            "have a ReLU form (relu_form), or a ReluForm"
+        )
+    form = dynamics if isinstance(dynamics, ReluForm) else dynamics.relu_form()
+    if inputs is None:
+        return form
+    drive, wanted = _array(inputs), form.inputs.shape[1]
+    if drive.shape != (wanted,):
+        raise ShapeError(f"cycles: inputs: got shape {drive.shape}, wanted ({wanted},), constant")
+    if not np.isfinite(drive).all():
+        raise PlssmError("cycles: inputs must be finite")
+    return replace(form, bias=form.bias + form.inputs @ drive)
+
+
+def _points(region_points: Any, dim: int) -> np.ndarray | None:
+    """The states whose regions are used [n, M]."""
+    if region_points is None:
+        return None
+    points = _array(region_points)
+    if points.ndim < 2 or points.shape[-1] != dim or points.size == 0:
+        raise ShapeError(f"cycles: region_points: got shape {points.shape}, wanted [n, {dim}]")
+    if not np.isfinite(points).all():
+        raise PlssmError("cycles: region_points must be finite")
+    return points.reshape(-1, dim)
+
+
+def _array(values: Any) -> np.ndarray:
+    """A float64 array."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _check_options(order: int, method: str, limit: int, restarts: int | None) -> None:
+    """Refuses options out of range."""
+    least = 1 if restarts is None else restarts
+    for name, value in (("order", order), ("limit", limit), ("restarts", least)):
+        if int(value) != value or value < 1:
+            raise PlssmError(f"cycles: {name}: got {value}, wanted a whole number of at least 1")
+    if method not in _METHODS:
+        raise PlssmError(f"cycles: method: got {method!r}, wanted one of {', '.join(_METHODS)}")
+
+
+class _Bar:
+    """A progress bar that appears when a search takes more than two seconds.
+
+    Args:
+        show: True or False; None shows it when standard error is a terminal.
+    """
+
+    def __init__(self, show: bool | None) -> None:
+        self._visible = sys.stderr.isatty() if show is None else show
+        self._progress: Progress | None = None
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def report(self, share: float, text: str) -> None:
+        """Shows the share done and a text."""
+        if not self._visible or time.perf_counter() - self._began < 2.0:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("cycles"), BarColumn(bar_width=24), TextColumn("{task.description}"),
+                TimeElapsedColumn(), console=Console(stderr=True),
+            )  # fmt: skip
+            self._progress.start()
+            self._progress.add_task(text, total=1.0)
+        self._progress.update(self._progress.task_ids[0], completed=share, description=text)
