@@ -22,3 +22,14 @@ __all__ = [
     "time_scales",
 ]
 __all__ = ["Cycle", "Cycles", "cycles", "fixed_points", "lyapunov_spectrum"]
+from plssm.analysis.regions import VisitedRegions, visited_regions
+
+__all__ = [
+    "Cycle",
+    "Cycles",
+    "VisitedRegions",
+    "cycles",
+    "fixed_points",
+    "lyapunov_spectrum",
+    "visited_regions",
+]

@@ -69,7 +69,7 @@ class Cycles(list[Cycle]):
     Args:
         cycles: The cycles, by their first points in lexicographic order.
         order: Number of points k of each.
-        hits: How many random starts of the search ended in each cycle.
+        hits: How many random starts of the search ended in each cycle; 1 in an exhaustive one.
         restarts: Number of random starts; 0 where all sequences of regions were tried.
         exhaustive: Whether all sequences of the regions that exist were tried, so that no
             isolated cycle is missing.

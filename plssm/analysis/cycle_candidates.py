@@ -1,4 +1,4 @@
-"""Candidates for cycles: the one cycle that a sequence of regions allows, and whether it is real."""
+"""Candidates for cycles: the one that a sequence of regions allows, and whether it is real."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 
 from plssm.dynamics.relu_form import ReluForm
 
-__all__ = ["Candidates", "composed", "family_point", "solve_sequences"]
+__all__ = ["Candidates", "composed", "family_point", "on_kink", "solve_sequences"]
 
 _KINK = 1e-9  # size of a gate's argument, relative to its terms, that counts as zero
 _SINGULAR = 1e-12  # reciprocal growth of a random right-hand side that counts as singular
@@ -75,7 +75,9 @@ def solve_sequences(
 def on_kink(form: ReluForm, points: np.ndarray, argument: np.ndarray) -> np.ndarray:
     """Which gates' arguments [..., P] are zero at the points [..., M], up to rounding."""
     size = np.abs(points).max(axis=-1, initial=0.0)[..., None]
-    return np.abs(argument) <= _KINK * (size * np.abs(form.inner).sum(axis=1) + np.abs(form.offset))
+    return np.abs(argument) <= _KINK * (
+        size * np.abs(form.inner).sum(axis=1) + np.abs(form.offset)
+    )
 
 
 def _solve(matrix: np.ndarray, constant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,27 +128,32 @@ def family_point(
     if np.abs(rotated[null]).max(initial=0.0) > 1e-9 * (1.0 + np.abs(constant).max()):
         return None
     start = right[~null].T @ (rotated[~null] / spread[~null])
-    along = right[null].T  # [M, q]
-    rows, limits = [], []
-    for j, region in enumerate(word):  # the point at step j is start + along t
-        sign = np.where(region, -1.0, 1.0)[:, None]
-        rows.append(sign * (form.inner @ along))
-        limits.append(-sign[:, 0] * form.gates(start))
-        start_next = jacobian[j] @ start + bias[j]
-        along_next = jacobian[j] @ along
-        if j == 0:
-            first, directions = start, along
-        start, along = start_next, along_next
-    upper = np.concatenate(limits)
-    upper = upper + 1e-9 * (1.0 + np.abs(upper))
-    reach = 100.0 * (1.0 + np.abs(first).max() + np.abs(upper).max(initial=0.0))
-    aim = random.standard_normal(directions.shape[1])
+    along = right[null].T  # [M, q]: solutions are start + along t
+    rows, upper = _inside(form, word, start, along)
+    reach = 100.0 * (1.0 + np.abs(start).max() + np.abs(upper).max(initial=0.0))
+    aim = random.standard_normal(along.shape[1])
     ends = []
     for side in (1.0, -1.0):
-        answer = linprog(side * aim, np.concatenate(rows), upper, bounds=(-reach, reach))
+        answer = linprog(side * aim, rows, upper, bounds=(-reach, reach))
         if answer.status != 0:
             return None
         ends.append(answer.x)
-    if np.abs(ends[1] - ends[0]).max() <= 1e-6 * (1.0 + np.abs(first).max()):
+    if np.abs(ends[1] - ends[0]).max() <= 1e-6 * (1.0 + np.abs(start).max()):
         return None
-    return first + directions @ (0.5 * (ends[0] + ends[1]))
+    share = random.uniform(0.2, 0.4)  # off the middle, which may be a centre of symmetry
+    return start + along @ (share * ends[0] + (1.0 - share) * ends[1])
+
+
+def _inside(
+    form: ReluForm, word: np.ndarray, start: np.ndarray, along: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and upper limits for t: all steps of start + along t stay in the closed regions."""
+    jacobian, bias = form.jacobian(word), form.regional_bias(word)
+    rows, upper = [], []
+    for j, region in enumerate(word):
+        sign = np.where(region, -1.0, 1.0)
+        rows.append(sign[:, None] * (form.inner @ along))
+        upper.append(-sign * form.gates(start))
+        start, along = jacobian[j] @ start + bias[j], jacobian[j] @ along
+    limits = np.concatenate(upper)
+    return np.concatenate(rows), limits + 1e-9 * (1.0 + np.abs(limits))

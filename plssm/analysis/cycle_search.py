@@ -16,7 +16,7 @@ from plssm.analysis.cycle_candidates import (
 )
 from plssm.dynamics.relu_form import ReluForm
 
-__all__ = ["CycleStore", "search_all", "search_from"]
+__all__ = ["CycleStore", "rows_at_once", "search_all", "search_from"]
 
 _SAME = 1e-7  # distance of points, relative to the cycle's size, that are the same
 _FAMILIES = 200  # singular sequences that are looked into
@@ -137,9 +137,7 @@ def rows_at_once(form: ReluForm, order: int) -> int:
     return int(np.clip(_NUMBERS // (order * width), 16, 1 << 16))
 
 
-def search_all(
-    store: CycleStore, cells: np.ndarray, report: Callable[[float, str], None]
-) -> None:
+def search_all(store: CycleStore, cells: np.ndarray, report: Callable[[float, str], None]) -> None:
     """Tries every sequence of the given regions once, up to rotation.
 
     Args:

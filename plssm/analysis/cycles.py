@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plssm.analysis.cycle import Cycle, Cycles
 from plssm.analysis.cycle_search import CycleStore, rows_at_once, search_all, search_from
+from plssm.analysis.map_form import map_form, to_array
 from plssm.analysis.region_cells import enumerate_cells, live_gates
 from plssm.analysis.region_starts import sequence_starts
 from plssm.dynamics.relu_form import ReluForm
@@ -43,8 +43,8 @@ def fixed_points(dynamics: Any, **options: Any) -> Cycles:
 
     Example:
         >>> from plssm.dynamics import PLRNN
-        >>> fixed_points(PLRNN.from_parameters(A=[0.5], W=[[0.0]], h=[1.0]))
-        [Cycle(order=1, stable, first point [2.])]
+        >>> fixed_points(PLRNN.from_parameters(A=[0.5], W=[[0.0]], h=[1.0]))[0]
+        Cycle(order=1, stable, first point [2.])
     """
     return cycles(dynamics, order=1, **options)
 
@@ -78,7 +78,7 @@ def cycles(
         inputs: Constant inputs [K]; None: no input.
         method: "exhaustive", "restarts", or "auto": exhaustive up to `limit`.
         limit: Largest number of sequences that "auto" tries one by one.
-        restarts: Number of random starts; default between 2000 and 20,000, until every cycle
+        restarts: Number of random starts; default between 4000 and 40,000, until every cycle
             was hit three times.
         region_points: States [n, M] (data, a path) whose regions the random sequences are made
             of; default free runs and a box around them.
@@ -97,7 +97,7 @@ def cycles(
         Eisenmann et al. 2023, Bifurcations and loss jumps in RNN training, arXiv:2310.17561.
     """
     _check_options(order, method, limit, restarts)
-    whole = _form(dynamics, inputs)
+    whole = _driven(map_form(dynamics, who="cycles"), inputs)
     form, _ = live_gates(whole)
     points = _points(region_points, len(form.bias))
     cells = enumerate_cells(form, _CELLS)
@@ -114,7 +114,7 @@ def cycles(
         else:
             batch = min(256, rows_at_once(form, order))
             random = np.random.default_rng(seed)
-            least, most = (2000, 20_000) if restarts is None else (restarts, restarts)
+            least, most = (4000, 40_000) if restarts is None else (restarts, restarts)
             drawn = sequence_starts(form, order, batch, random, points=points, cells=cells)
             hits, starts = search_from(store, drawn, bar.report, least=least, most=most)
     return _result(store, whole, hits, starts)
@@ -136,17 +136,11 @@ def _result(store: CycleStore, form: ReluForm, hits: list[int], restarts: int) -
     )  # fmt: skip
 
 
-def _form(dynamics: Any, inputs: Any) -> ReluForm:
+def _driven(form: ReluForm, inputs: Any) -> ReluForm:
     """The map with constant inputs in its bias."""
-    if not isinstance(dynamics, ReluForm) and not hasattr(dynamics, "relu_form"):
-        raise CapabilityError(
-            f"cycles: {type(dynamics).__name__} is not piecewise linear; pass dynamics that "
-            "have a ReLU form (relu_form), or a ReluForm"
-        )
-    form = dynamics if isinstance(dynamics, ReluForm) else dynamics.relu_form()
     if inputs is None:
         return form
-    drive, wanted = _array(inputs), form.inputs.shape[1]
+    drive, wanted = to_array(inputs), form.inputs.shape[1]
     if drive.shape != (wanted,):
         raise ShapeError(f"cycles: inputs: got shape {drive.shape}, wanted ({wanted},), constant")
     if not np.isfinite(drive).all():
@@ -158,19 +152,12 @@ def _points(region_points: Any, dim: int) -> np.ndarray | None:
     """The states whose regions are used [n, M]."""
     if region_points is None:
         return None
-    points = _array(region_points)
+    points = to_array(region_points)
     if points.ndim < 2 or points.shape[-1] != dim or points.size == 0:
         raise ShapeError(f"cycles: region_points: got shape {points.shape}, wanted [n, {dim}]")
     if not np.isfinite(points).all():
         raise PlssmError("cycles: region_points must be finite")
     return points.reshape(-1, dim)
-
-
-def _array(values: Any) -> np.ndarray:
-    """A float64 array."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=np.float64)
 
 
 def _check_options(order: int, method: str, limit: int, restarts: int | None) -> None:

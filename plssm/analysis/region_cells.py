@@ -127,4 +127,3 @@ def _subsets(groups: list[list[int]], rank: int) -> Iterator[tuple[int, ...]]:
     """One member each of `rank` groups, in all ways."""
     for chosen in combinations(groups, rank):
         yield from product(*chosen)
-

@@ -48,7 +48,8 @@ PROMISED = {
     "metrics": {"state_space_divergence", "power_spectrum_distance", "prediction_error",
                 "accuracy", "balanced_accuracy", "brier_score", "ranked_probability_score",
                 "bits_per_spike", "pit_values", "coverage", "reliability"},
-    "analysis": {"lyapunov_spectrum"},
+    "analysis": {"Cycle", "Cycles", "VisitedRegions", "cycles", "fixed_points",
+                 "lyapunov_spectrum", "visited_regions"},
     "testing": {"DynamicsContract", "EngineContract", "ObservationContract"},
 }  # fmt: skip
 
