@@ -8,8 +8,11 @@ draws random piecewise-linear maps of each class (seeds 0, 1, 2, ...; none is le
 their cycles of order 1, 2 and 3 with `plssm.analysis.cycles`, once as it comes ("auto", which
 tries all sequences where they are few) and once by random restarts alone, and compares both with
 a plain search over all 2^(P k) sequences of gate patterns written here. A cycle counts as missed
-when the plain search alone has it, as invented when it alone lacks it. Then the times for maps
-with many hidden gates, where no plain search is possible.
+when the plain search alone has it, as invented when it alone lacks it.
+
+Then maps with many hidden gates, where no plain search is possible. They are contractions plus a
+bounded function, so the signs of det(I - DF^k) over all points whose period divides k sum up to
+one (the Lefschetz index): another sum shows that points are missing.
 """
 
 from __future__ import annotations
@@ -148,50 +151,74 @@ def quartiles(values: list[float]) -> dict:
     return {"median": median, "quartiles": [first, third], "max": max(values)}
 
 
-def shallow(dim: int, gates: int, seed: int) -> ReluForm:
-    """A map with one layer of hidden gates."""
+def bounded(dim: int, units: int, seed: int) -> ReluForm:
+    """A contraction plus one layer of clipped units (two gates each), which is bounded."""
     rng = np.random.default_rng(seed)
+    inner, height = rng.standard_normal((units, dim)), rng.standard_normal(units)
+    outer = 2.5 / np.sqrt(units * dim) * rng.standard_normal((dim, units))
     return ReluForm(
-        np.diag(rng.uniform(0.3, 1.0, dim)), 0.3 * rng.standard_normal(dim),
-        1.2 / np.sqrt(gates) * rng.standard_normal((dim, gates)),
-        rng.standard_normal((gates, dim)), rng.standard_normal(gates), np.zeros((dim, 0)),
+        np.diag(rng.uniform(-0.9, 0.9, dim)), 0.3 * rng.standard_normal(dim),
+        np.concatenate([outer, -outer], axis=1), np.concatenate([inner, inner]),
+        np.concatenate([height, np.zeros(units)]), np.zeros((dim, 0)),
     )  # fmt: skip
 
 
-def large(dim: int, gates: int, order: int, models: int) -> dict:
-    """Seconds and counts for maps with many hidden gates; two seeds of the search must agree."""
-    seconds, found, differ, exhaustive = [], 0, 0, 0
+def index_sum(form: ReluForm, order: int, found: dict[int, list]) -> int:
+    """Sum of the signs of det(I - DF^k) over all points whose period divides k.
+
+    It is one for every continuous map that is a contraction plus something bounded, so that
+    another value shows that points are missing.
+    """
+    total = 0
+    for period, some in found.items():
+        for cycle in some if order % period == 0 else ():
+            jacobian = np.eye(len(form.bias))
+            for z in cycle.points:
+                jacobian = form.jacobian(form.region(z)) @ jacobian
+            whole = np.linalg.matrix_power(jacobian, order // period)
+            total += period * int(np.linalg.slogdet(np.eye(len(whole)) - whole)[0])
+    return total
+
+
+def large(dim: int, units: int, models: int, orders: tuple[int, ...]) -> list[dict]:
+    """Rows for bounded maps with many hidden gates: counts, index sums, seconds."""
+    rows = [
+        {"M": dim, "P": 2 * units, "order": k, "models": models, "cycles": 0, "exhaustive": 0,
+         "index_sum_is_one": 0, "in_one_of_two_searches_only": 0, "seconds": []}
+        for k in orders
+    ]  # fmt: skip
     for seed in range(models):
-        form = shallow(dim, gates, seed)
-        began = time.perf_counter()
-        one = cycles(form, order=order, seed=0)
-        seconds.append(time.perf_counter() - began)
-        two = cycles(form, order=order, seed=1, method="restarts")
-        both = sum(any(same(a.points, b.points) for b in two) for a in one)
-        found, differ = found + len(one), differ + len(one) + len(two) - 2 * both
-        exhaustive += one.exhaustive
-    return {
-        "M": dim, "P": gates, "order": order, "models": models, "cycles": found,
-        "in_one_of_two_searches_only": differ, "exhaustive": exhaustive,
-        "seconds": quartiles(seconds),
-    }  # fmt: skip
+        form, found = bounded(dim, units, seed), {}
+        for row in rows:
+            began = time.perf_counter()
+            one = found[row["order"]] = cycles(form, order=row["order"])
+            row["seconds"].append(time.perf_counter() - began)
+            two = cycles(form, order=row["order"], seed=1, method="restarts")
+            both = sum(any(same(a.points, b.points) for b in two) for a in one)
+            row["cycles"] += len(one)
+            row["exhaustive"] += one.exhaustive
+            row["in_one_of_two_searches_only"] += len(one) + len(two) - 2 * both
+            row["index_sum_is_one"] += index_sum(form, row["order"], found) == 1
+    for row in rows:
+        row["seconds"] = quartiles(row["seconds"])
+    return rows
 
 
 def show(rows: list[dict], wide: list[dict]) -> None:
     """Print both tables."""
-    print(f"{'class':28s} {'k':>2s} {'cycles':>7s} {'auto: missed, invented':>24s} "
-          f"{'restarts: missed, invented':>28s} {'starts':>7s} {'seconds auto/restarts/plain'}")  # fmt: skip
+    print("missed and invented: auto, restarts; seconds: auto / restarts / plain, medians\n")
     for r in rows:
-        auto, search = r["auto"], r["restarts"]
-        times = " / ".join(f"{r['seconds'][m]['median']:.4f}" for m in r["seconds"])
-        print(f"{r['class']:28s} {r['order']:2d} {r['cycles']:7d} "
-              f"{auto['missed']:16d} {auto['invented']:7d} {search['missed']:20d} "
-              f"{search['invented']:7d} {search['restarts_median']:7.0f} {times}")  # fmt: skip
+        counts = [f"{r[m]['missed']}, {r[m]['invented']}" for m in ("auto", "restarts")]
+        times = " / ".join(f"{s['median']:.4f}" for s in r["seconds"].values())
+        print(f"{r['class']:28s} k {r['order']}  {r['cycles']:5d} cycles  "
+              f"{counts[0]:8s} {counts[1]:8s} starts {r['restarts']['restarts_median']:.0f} "
+              f"(up to {r['restarts']['restarts_max']})  {times} s")  # fmt: skip
     print()
     for r in wide:
         print(f"hidden gates: M {r['M']}, P {r['P']}, order {r['order']}: {r['cycles']} cycles in "
-              f"{r['models']} maps, {r['in_one_of_two_searches_only']} in one of two searches "
-              f"only, {r['exhaustive']} exhaustive, median {r['seconds']['median']:.2f} s")  # fmt: skip
+              f"{r['models']} maps, index sum one in {r['index_sum_is_one']}, "
+              f"{r['in_one_of_two_searches_only']} in one of two searches only, "
+              f"{r['exhaustive']} exhaustive, median {r['seconds']['median']:.2f} s")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -202,8 +229,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(argv)
     rows = [compare(name, order, given.models) for name in CLASSES for order in (1, 2, 3)]
-    sizes = ((3, 50, 1), (3, 50, 2), (3, 50, 3), (10, 100, 1), (10, 100, 2), (20, 200, 1))
-    wide = [large(*size, given.wide) for size in sizes]
+    sizes = ((3, 25, (1, 2, 3)), (10, 50, (1, 2)), (20, 100, (1,)))
+    wide = [row for dim, units, k in sizes for row in large(dim, units, given.wide, k)]
     show(rows, wide)
     if given.out is not None:
         made = {
