@@ -169,23 +169,29 @@ def search_all(store: CycleStore, cells: np.ndarray, report: Callable[[float, st
 
 def search_from(
     store: CycleStore,
-    starts: Iterator[np.ndarray],
+    sequences: Iterator[np.ndarray],
+    states: Iterator[tuple[np.ndarray, np.ndarray]],
     report: Callable[[float, str], None],
     *,
+    random: np.random.Generator,
     least: int,
     most: int,
-    enough: int = 3,
+    enough: int = 5,
 ) -> tuple[list[int], int]:
     """Follows virtual cycles from random starts until they are real.
 
-    A start is a sequence of regions. Its virtual cycle is solved, and its points' real regions
-    are the next sequence: Newton's method for the equations of the cycle. Sequences are
-    remembered, so that a start that meets an earlier one shares its end.
+    Newton's method for the equations of the cycle: the virtual cycle of a sequence of regions is
+    solved, and the regions of its points are the next sequence. Half of the starts take full
+    steps; sequences are remembered, so that a start that meets an earlier one shares its end.
+    The other half are states, which move a random part of the way to the points of the virtual
+    cycle: that breaks the circles in which most full steps end.
 
     Args:
         store: Collects what is found.
-        starts: Gives batches of sequences [n, k, P].
+        sequences: Gives batches of sequences [n, k, P].
+        states: Gives batches of orbits and of independent states, both [n, k, M].
         report: Called with the share done and a text.
+        random: Source of the lengths of the steps.
         least: Least number of starts.
         most: Largest number of starts.
         enough: Between the two the search ends when every cycle was hit this often.
@@ -196,7 +202,9 @@ def search_from(
     path, began = _Paths(store), time.perf_counter()
     hits: list[int] = []
     while True:
-        path.follow(next(starts))
+        path.follow(next(sequences))
+        for batch in next(states):
+            path.wander(batch[: (len(batch) + 1) // 2], random)
         hits = np.bincount(
             [e for e in path.ends() if e != FAILED], minlength=len(store.points)
         ).tolist()
@@ -235,6 +243,21 @@ class _Paths:
             words, starts = found.regions[go_on], starts[go_on]
             if not len(words):
                 return
+
+    def wander(self, states: np.ndarray, random: np.random.Generator) -> None:
+        """Moves a batch of states [n, k, M] by random parts of Newton's steps."""
+        form = self.store.form
+        starts = np.arange(len(self.end), len(self.end) + len(states))
+        self.end.extend([FAILED] * len(states))
+        for _ in range(_STEPS):
+            words = form.region(states)
+            found = solve_sequences(form, words, form.jacobian(words), form.regional_bias(words))
+            self._keep(words, starts, found)
+            go_on = ~found.real & ~found.singular & np.isfinite(found.points).all(axis=(1, 2))
+            states, starts, aims = states[go_on], starts[go_on], found.points[go_on]
+            if not len(states):
+                return
+            states = states + random.uniform(0.1, 1.0, (len(states), 1, 1)) * (aims - states)
 
     def _is_new(self, word: np.ndarray, start: int) -> bool:
         """Whether a sequence was not met before; otherwise the start ends like that one."""

@@ -17,7 +17,7 @@ from plssm.analysis.cycle import Cycle, Cycles
 from plssm.analysis.cycle_search import CycleStore, rows_at_once, search_all, search_from
 from plssm.analysis.map_form import map_form, to_array
 from plssm.analysis.region_cells import enumerate_cells, live_gates
-from plssm.analysis.region_starts import sequence_starts
+from plssm.analysis.region_starts import default_points, sequence_starts, state_starts
 from plssm.dynamics.relu_form import ReluForm
 from plssm.errors import CapabilityError, PlssmError, ShapeError
 
@@ -69,7 +69,8 @@ def cycles(
     Each sequence of regions allows one cycle, which is real if its points lie in these regions.
     With few regions all sequences are tried (`exhaustive` on the result): no isolated cycle is
     missing. Otherwise random sequences are replaced by the regions in which the points of their
-    virtual cycle lie, until these agree; then hits and `missed_share` tell how well the search
+    virtual cycle lie, until these agree (half of the starts go only a random part of the way);
+    then hits and `missed_share` tell how well the search
     has covered what there is. Cycles of a shorter period are left out.
 
     Args:
@@ -79,7 +80,7 @@ def cycles(
         method: "exhaustive", "restarts", or "auto": exhaustive up to `limit`.
         limit: Largest number of sequences that "auto" tries one by one.
         restarts: Number of random starts; default between 4000 and 40,000, until every cycle
-            was hit three times.
+            was hit five times.
         region_points: States [n, M] (data, a path) whose regions the random sequences are made
             of; default free runs and a box around them.
         seed: Seed of the random starts.
@@ -112,12 +113,28 @@ def cycles(
             search_all(store, cells, bar.report)
             hits, starts = [1] * len(store.points), 0
         else:
-            batch = min(256, rows_at_once(form, order))
-            random = np.random.default_rng(seed)
-            least, most = (4000, 40_000) if restarts is None else (restarts, restarts)
-            drawn = sequence_starts(form, order, batch, random, points=points, cells=cells)
-            hits, starts = search_from(store, drawn, bar.report, least=least, most=most)
+            hits, starts = _restart(store, points, cells, bar, restarts, seed)
     return _result(store, whole, hits, starts)
+
+
+def _restart(
+    store: CycleStore,
+    points: np.ndarray | None,
+    cells: np.ndarray | None,
+    bar: _Bar,
+    restarts: int | None,
+    seed: int,
+) -> tuple[list[int], int]:
+    """Searches from random starts; returns hits and the number of starts."""
+    form, order = store.form, store.order
+    random = np.random.default_rng(seed)
+    if points is None:
+        points = default_points(form, random)
+    batch = min(256, rows_at_once(form, order))
+    words = sequence_starts(form, order, batch, random, points=points, cells=cells)
+    states = state_starts(form, order, batch, random, points=points)
+    least, most = (4000, 40_000) if restarts is None else (restarts, restarts)
+    return search_from(store, words, states, bar.report, random=random, least=least, most=most)
 
 
 def _result(store: CycleStore, form: ReluForm, hits: list[int], restarts: int) -> Cycles:

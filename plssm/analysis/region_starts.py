@@ -8,7 +8,7 @@ import numpy as np
 
 from plssm.dynamics.relu_form import ReluForm
 
-__all__ = ["default_points", "sequence_starts"]
+__all__ = ["default_points", "sequence_starts", "state_starts"]
 
 _NEIGHBOUR = 0.5  # share of drawn regions in which gates are switched at random
 _REALISED = 0.5  # share of starts that follow the regions of real orbits
@@ -43,7 +43,7 @@ def sequence_starts(
     count: int,
     random: np.random.Generator,
     *,
-    points: np.ndarray | None = None,
+    points: np.ndarray,
     cells: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Draws sequences of regions without end.
@@ -57,15 +57,15 @@ def sequence_starts(
         order: Length k of a sequence.
         count: Sequences n at a time.
         random: Source of randomness.
-        points: States [n, M] whose regions are used; default `default_points`.
+        points: States [n, M] whose regions are used.
         cells: All regions, bool [C, P], if they are known.
 
     Yields:
         Sequences, bool [n, k, P].
     """
-    points = default_points(form, random) if points is None else points
     pool = form.region(points) if cells is None else cells
     gates = pool.shape[1]
+    states = state_starts(form, order, count, random, points=points)
     while True:
         words = pool[random.integers(len(pool), size=(count, order))]
         if cells is None and gates:
@@ -73,9 +73,29 @@ def sequence_starts(
             odds = random.integers(1, 4, size=(count, order)) / gates * near
             words = words ^ (random.random(words.shape) < odds[..., None])
         real = random.random(count) < _REALISED
-        state = points[random.integers(len(points), size=int(real.sum()))]
-        with np.errstate(over="ignore", invalid="ignore"):
-            for j in range(order):
-                words[real, j] = form.region(state)
-                state = form.step(state)
+        words[real] = form.region(next(states)[0][real])
         yield words
+
+
+def state_starts(
+    form: ReluForm, order: int, count: int, random: np.random.Generator, *, points: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draws states without end, as orbits and each by itself.
+
+    Args:
+        form: The map.
+        order: Number of states k of a start.
+        count: Starts n at a time.
+        random: Source of randomness.
+        points: States [n, M] to draw from.
+
+    Yields:
+        Orbits of `order` steps, and independent states, both [n, k, M].
+    """
+    while True:
+        free = points[random.integers(len(points), size=(count, order))]
+        orbits = free.copy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            for j in range(1, order):
+                orbits[:, j] = form.step(orbits[:, j - 1])
+        yield orbits, free

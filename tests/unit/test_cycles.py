@@ -309,6 +309,38 @@ def test_many_hidden_gates_are_searched_and_points_may_be_given():
         fixed_points(form, method="exhaustive")
 
 
+def index_sum(form, order, found):
+    """Sum of the signs of det(I - DF^k) over all points whose period divides k."""
+    total = 0
+    for cycle in itertools.chain(*found):
+        if order % cycle.order == 0:
+            jacobian = np.eye(len(form.bias))
+            for z in cycle.points:
+                jacobian = form.jacobian(form.region(z)) @ jacobian
+            power = np.linalg.matrix_power(jacobian, order // cycle.order)
+            total += cycle.order * np.sign(np.linalg.det(np.eye(len(power)) - power))
+    return total
+
+
+@pytest.mark.parametrize("method", ["auto", "restarts"])
+def test_the_index_of_bounded_maps_is_one(method):
+    # a contraction plus a bounded function: the Lefschetz index of F^k is one
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        dim, units = 3, 20
+        inner, height = rng.standard_normal((units, dim)), rng.standard_normal(units)
+        outer = 0.8 * rng.standard_normal((dim, units))
+        form = relu_map(
+            np.diag(rng.uniform(-0.9, 0.9, dim)), rng.standard_normal(dim),
+            np.concatenate([outer, -outer], axis=1), np.concatenate([inner, inner]),
+            np.concatenate([height, np.zeros(units)]),
+        )  # fmt: skip
+        found = []
+        for order in (1, 2) if method == "restarts" else (1,):
+            found.append(cycles(form, order=order, method=method))
+            assert index_sum(form, order, found) == 1
+
+
 @pytest.mark.parametrize(
     ("moduli", "word"),
     [
