@@ -6,9 +6,9 @@
 
 draws random piecewise-linear maps of each class (seeds 0, 1, 2, ...; none is left out), finds
 their cycles of order 1, 2 and 3 with `plssm.analysis.cycles`, once as it comes ("auto", which
-tries all sequences where they are few) and once by 1000 random restarts alone, and compares both with
-a plain search over all 2^(P k) sequences of gate patterns written here. A cycle counts as missed
-when the plain search alone has it, as invented when it alone lacks it.
+tries all sequences where they are few) and once by 1000 random restarts alone, and compares both
+with a plain search over all 2^(P k) sequences of gate patterns written here. A cycle counts as
+missed when the plain search alone has it, as invented when it alone lacks it.
 
 Then maps with many hidden gates, where no plain search is possible. They are contractions plus a
 bounded function, so the signs of det(I - DF^k) over all points whose period divides k sum up to

@@ -337,7 +337,7 @@ def test_the_index_of_bounded_maps_is_one(method):
         )  # fmt: skip
         found = []
         for order in (1, 2) if method == "restarts" else (1,):
-            found.append(cycles(form, order=order, method=method))
+            found.append(cycles(form, order=order, method=method, restarts=2000))
             assert index_sum(form, order, found) == 1
 
 
