@@ -5,6 +5,7 @@ from __future__ import annotations
 from plssm.analysis.cycle import Cycle, Cycles
 from plssm.analysis.cycles import cycles, fixed_points
 from plssm.analysis.lyapunov import lyapunov_spectrum
+from plssm.analysis.regions import VisitedRegions, visited_regions
 from plssm.analysis.time_scales import (
     TimeScales,
     autocorrelation,
@@ -14,22 +15,16 @@ from plssm.analysis.time_scales import (
 )
 
 __all__ = [
+    "Cycle",
+    "Cycles",
     "TimeScales",
+    "VisitedRegions",
     "autocorrelation",
+    "cycles",
     "delayed_mutual_information",
+    "fixed_points",
     "lyapunov_spectrum",
     "predictability_time",
     "time_scales",
-]
-__all__ = ["Cycle", "Cycles", "cycles", "fixed_points", "lyapunov_spectrum"]
-from plssm.analysis.regions import VisitedRegions, visited_regions
-
-__all__ = [
-    "Cycle",
-    "Cycles",
-    "VisitedRegions",
-    "cycles",
-    "fixed_points",
-    "lyapunov_spectrum",
     "visited_regions",
 ]

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from plssm.analysis import time_scales
 from plssm.data import Batch, Dataset
 from plssm.errors import PlssmError
 from plssm.fit import Fit
 from plssm.inference.base import Engine, working_copy
 from plssm.inference.forced_training import ForcedTraining
-from plssm.inference.forcing import GTF, ForcingScheme, make_scheme, scheme_settings
+from plssm.inference.forcing import GTF, ForcingScheme, SparseTF, make_scheme, scheme_settings
 from plssm.inference.residual_noise import fit_noise
 from plssm.inference.smoothers import smooth
 from plssm.inference.teacher_signal import refuse_unforceable, start_readouts
@@ -182,7 +183,9 @@ class TeacherForcing(Engine):
         start_readouts(whole, batch)
         copy = working_copy(whole, dtype)
         check = (data if validation is None else validation).batch().to(dtype=dtype)
-        problem = ForcedTraining(self, copy, batch.to(dtype=dtype), check, seed=seed)
+        problem = ForcedTraining(
+            self._with_interval(data), copy, batch.to(dtype=dtype), check, seed=seed
+        )
         if not list(problem.parameters()):
             return _Run(whole, math.nan, pd.DataFrame({"restart": [restart]}), restart)
         identity = _identity(self, model, batch)
@@ -194,6 +197,16 @@ class TeacherForcing(Engine):
                 if mine.requires_grad:
                     mine.copy_(theirs)
         return _Run(whole, trainer.best_score, rows, restart)
+
+    def _with_interval(self, data: Dataset) -> TeacherForcing:
+        """The engine with the interval of sparse forcing taken from the data, if left to it."""
+        scheme = self.scheme
+        if not isinstance(scheme, SparseTF) or scheme.interval != "auto":
+            return self
+        names = [n for n, kind in data.kinds.items() if kind == "continuous"]
+        trials = [np.concatenate([t.values[n] for n in names], axis=1) for t in data.trials]
+        interval = time_scales(trials).forcing_interval
+        return replace(self, scheme=replace(scheme, interval=interval))
 
 
 class _Run(NamedTuple):

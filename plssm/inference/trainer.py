@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from plssm.errors import PlssmError
 from plssm.inference.checkpoint import read_checkpoint, write_checkpoint
 
-__all__ = ["Problem", "Trainer", "Training"]
+__all__ = ["Problem", "Trainer", "Training", "as_parts_of_one"]
 
 EPOCH = 50  # steps between two changes of the learning rate
 FAILURES = 5  # returns to the last good state after which training ends
@@ -107,7 +107,7 @@ class Trainer:
         self.parameters = list(problem.parameters())
         if not self.parameters:
             raise PlssmError("training: nothing to learn, all parameters are frozen.")
-        self.vector = _as_parts_of_one(self.parameters)
+        self.vector = as_parts_of_one(self.parameters)
         self.optimiser = torch.optim.RAdam([self.vector], lr=training.learning_rate[0])
         self.generator = torch.Generator().manual_seed(seed)
         self.rows: list[dict] = []
@@ -272,7 +272,7 @@ def _marks(steps: int, checks: int) -> dict[int, int]:
     return dict(zip(ends, [0, *ends[:-1]], strict=True))
 
 
-def _as_parts_of_one(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+def as_parts_of_one(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
     """Makes parameters views of one vector, which is returned."""
     vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
     first = 0

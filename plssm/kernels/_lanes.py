@@ -1,175 +1,16 @@
-"""Products of small matrices with lanes: the vector instructions of the training recurrences.
-
-Several sequences are worked on side by side. A row holds one number of each of them: "lanes", one,
-two or four vectors of 32 bytes, so that every instruction treats all sequences alike and a matrix
-entry is loaded once for all of them. The number of vectors comes in as a tuple of that length,
-because the length of a tuple is part of its type; the precision is that of the arrays.
-"""
+"""Products of small matrices with lanes, and piecewise-linear units on them."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-__all__ = ["activate", "activate_back", "add_outer", "add_product", "set_product", "vector_width"]
+from plssm.kernels._lane_emitter import CONTRACT, operation
 
-_BYTES = 64
-_CONTRACT = ("contract",)
-_INDEX = ir.IntType(64)
+__all__ = ["activate", "activate_back", "add_outer", "add_product", "set_product"]
+
 _ROWS = {1: 12, 2: 10, 4: 4}  # rows whose running sums stay in registers, by vectors of a row
+_CHAINS = 10  # running sums that hide the latency of an addition
 _BLOCK = (6, 4)  # running sums of an outer product
-
-
-def vector_width(itemsize: int) -> int:
-    """Returns how many numbers a vector holds."""
-    return _BYTES // itemsize
-
-
-@dataclass(frozen=True)
-class _Emitter:
-    """Writes instructions for rows of `vectors` vectors of `real` numbers."""
-
-    builder: ir.IRBuilder
-    real: ir.Type
-    vectors: int
-
-    @property
-    def width(self) -> int:
-        """Numbers in a vector."""
-        return _BYTES // (4 if isinstance(self.real, ir.FloatType) else 8)
-
-    @property
-    def lanes(self) -> int:
-        """Numbers in a row."""
-        return self.width * self.vectors
-
-    @property
-    def kind(self) -> ir.VectorType:
-        """Type of a vector."""
-        return ir.VectorType(self.real, self.width)
-
-    def number(self, value: int) -> ir.Constant:
-        """Returns a whole number."""
-        return ir.Constant(_INDEX, value)
-
-    def row(self, pointer: ir.Value, row: ir.Value) -> ir.Value:
-        """Returns the address of a row."""
-        return self.builder.gep(pointer, [self.builder.mul(row, self.number(self.lanes))])
-
-    def load(self, row: ir.Value, v: int) -> ir.Value:
-        """Loads vector v of a row."""
-        return self.builder.load(self._address(row, v), align=4)
-
-    def store(self, value: ir.Value, row: ir.Value, v: int) -> None:
-        """Stores vector v of a row."""
-        self.builder.store(value, self._address(row, v), align=4)
-
-    def _address(self, row: ir.Value, v: int) -> ir.Value:
-        start = self.builder.gep(row, [self.number(self.width * v)])
-        return self.builder.bitcast(start, self.kind.as_pointer())
-
-    def splat(self, scalar: ir.Value) -> ir.Value:
-        """Repeats a number in all lanes of a vector."""
-        empty = ir.Constant(self.kind, ir.Undefined)
-        lane = ir.IntType(32)
-        one = self.builder.insert_element(empty, scalar, ir.Constant(lane, 0))
-        zeros = ir.Constant(ir.VectorType(lane, self.width), [0] * self.width)
-        return self.builder.shuffle_vector(one, empty, zeros)
-
-    def zero(self) -> ir.Value:
-        """Returns a vector of zeros."""
-        return ir.Constant(self.kind, [0.0] * self.width)
-
-    def more(self, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Returns total + a b."""
-        product = self.builder.fmul(a, b, flags=_CONTRACT)
-        return self.builder.fadd(total, product, flags=_CONTRACT)
-
-    def less(self, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Returns total - a b."""
-        product = self.builder.fmul(a, b, flags=_CONTRACT)
-        return self.builder.fsub(total, product, flags=_CONTRACT)
-
-    def variable(self, value: ir.Value) -> ir.Value:
-        """Returns a variable (kept in a register) that holds a value."""
-        place = cgutils.alloca_once(self.builder, value.type)
-        self.builder.store(value, place)
-        return place
-
-    def update(self, place: ir.Value, combine: Callable, *factors: ir.Value) -> None:
-        """Replaces a variable's value by combine(value, *factors)."""
-        self.builder.store(combine(self.builder.load(place), *factors), place)
-
-    def sum_of_lanes(self, vector: ir.Value) -> ir.Value:
-        """Returns the sum of a vector's numbers."""
-        width, lane = self.width, ir.IntType(32)
-        while width > 1:
-            width //= 2
-            order = [*range(width, 2 * width), *range(width, self.width)]
-            order = ir.Constant(ir.VectorType(lane, self.width), order)
-            other = self.builder.shuffle_vector(vector, vector, order)
-            vector = self.builder.fadd(vector, other, flags=_CONTRACT)
-        return self.builder.extract_element(vector, ir.Constant(lane, 0))
-
-    def blocks(self, total: ir.Value, size: int, body: Callable) -> None:
-        """Writes body(count, first) for blocks of `size` and for what is left over."""
-        full = self.builder.sdiv(total, self.number(size))
-        with cgutils.for_range(self.builder, full) as loop:
-            body(size, self.builder.mul(loop.index, self.number(size)))
-        done = self.builder.mul(full, self.number(size))
-        rest = self.builder.sub(total, done)
-        for count in range(1, size):
-            with self.builder.if_then(self.builder.icmp_signed("==", rest, self.number(count))):
-                body(count, done)
-
-
-def _operation(write: Callable) -> Callable:
-    """Makes a compiled operation from `write(emitter, **arguments)`.
-
-    An array is followed by the offset at which it is used, and both become one pointer; the last
-    argument is the tuple that tells the number of vectors of a row.
-    """
-    names = list(inspect.signature(write).parameters)[1:]
-    parameters = []
-    for name in names:
-        parameters += [name, f"{name}_at"] if name.isupper() else [name]
-    parameters = [p.lower() for p in parameters] + ["vectors"]
-
-    def operation(typingctx, *arguments):
-        def generate(context, builder, signature, values):
-            kinds = list(zip(signature.args[:-1], values[:-1], strict=True))
-            real = context.get_value_type(
-                next(k.dtype for k, _ in kinds if isinstance(k, types.Array))
-            )
-            given = {}
-            for name in names:
-                kind, value = kinds.pop(0)
-                if name.isupper():
-                    data = context.make_array(kind)(context, builder, value).data
-                    offset = context.cast(builder, kinds[0][1], kinds.pop(0)[0], types.int64)
-                    given[name] = builder.gep(data, [offset])
-                elif isinstance(kind, types.Float):
-                    given[name] = value
-                else:
-                    given[name] = context.cast(builder, value, kind, types.int64)
-            write(_Emitter(builder, real, signature.args[-1].count), **given)
-            return context.get_dummy_value()
-
-        return types.void(*arguments), generate
-
-    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    operation.__signature__ = inspect.Signature(
-        [inspect.Parameter(name, positional) for name in ("typingctx", *parameters)]
-    )
-    operation.__name__ = write.__name__.lstrip("_")
-    operation.__doc__ = write.__doc__
-    return intrinsic(operation)
 
 
 def _product(e, OUT, MATRIX, row_step, column_step, X, rows, columns, *, add):
@@ -177,25 +18,39 @@ def _product(e, OUT, MATRIX, row_step, column_step, X, rows, columns, *, add):
 
     def block(count, first):
         outs = [e.row(OUT, builder.add(first, e.number(r))) for r in range(count)]
-        sums = [
-            [e.variable(e.load(out, v) if add else e.zero()) for v in range(e.vectors)]
-            for out in outs
-        ]
         starts = [
             builder.gep(MATRIX, [builder.mul(builder.add(first, e.number(r)), row_step)])
             for r in range(count)
         ]
-        with cgutils.for_range(builder, columns) as loop:
-            row = e.row(X, loop.index)
+        chains = max(1, min(4, _CHAINS // (count * e.vectors)))  # few rows wait for their sums
+        sums = [
+            [[e.variable(e.zero()) for _ in range(e.vectors)] for _ in outs] for _ in range(chains)
+        ]
+        if add:
+            for out, total in zip(outs, sums[0], strict=True):
+                for v, place in enumerate(total):
+                    builder.store(e.load(out, v), place)
+
+        def column(index, totals):
+            row = e.row(X, index)
             xs = [e.load(row, v) for v in range(e.vectors)]
-            place = builder.mul(loop.index, column_step)
-            for start, total in zip(starts, sums, strict=True):
-                entry = e.splat(builder.load(builder.gep(start, [place])))
-                for x, place_of_sum in zip(xs, total, strict=True):
-                    e.update(place_of_sum, e.more, entry, x)
-        for out, total in zip(outs, sums, strict=True):
-            for v, place_of_sum in enumerate(total):
-                e.store(builder.load(place_of_sum), out, v)
+            offset = builder.mul(index, column_step)
+            for start, total in zip(starts, totals, strict=True):
+                entry = e.splat(builder.load(builder.gep(start, [offset])))
+                for x, place in zip(xs, total, strict=True):
+                    e.update(place, e.more, entry, x)
+
+        def columns_from(count, index):
+            for chain in range(count):
+                column(builder.add(index, e.number(chain)), sums[chain])
+
+        e.blocks(columns, chains, columns_from)
+        for r, out in enumerate(outs):
+            for v in range(e.vectors):
+                total = builder.load(sums[0][r][v])
+                for other in sums[1:]:
+                    total = builder.fadd(total, builder.load(other[r][v]), flags=CONTRACT)
+                e.store(total, out, v)
 
     e.blocks(rows, _ROWS[e.vectors], block)
 
@@ -312,7 +167,7 @@ def _activate_back(
                 above, part = _positive(e, builder.fsub(us[v], threshold))
                 e.update(phis[v], e.more, weight, part)
                 gate = builder.select(above, weight, e.zero())
-                e.update(slopes[v], lambda s, g: builder.fadd(s, g, flags=_CONTRACT), gate)
+                e.update(slopes[v], lambda s, g: builder.fadd(s, g, flags=CONTRACT), gate)
                 tally(e.row(KINKS, place), v, e.less, gate, gs[v])
                 with builder.if_then(learn):
                     tally(e.row(SHARES, b), v, e.more, gs[v], part)
@@ -321,11 +176,11 @@ def _activate_back(
         for v in range(e.vectors):
             e.store(builder.load(phis[v]), rows[2], v)
             slope = builder.load(slopes[v])
-            e.store(builder.fmul(slope, gs[v], flags=_CONTRACT), rows[3], v)
+            e.store(builder.fmul(slope, gs[v], flags=CONTRACT), rows[3], v)
 
 
-set_product = _operation(_set_product)
-add_product = _operation(_add_product)
-add_outer = _operation(_add_outer)
-activate = _operation(_activate)
-activate_back = _operation(_activate_back)
+set_product = operation(_set_product)
+add_product = operation(_add_product)
+add_outer = operation(_add_outer)
+activate = operation(_activate)
+activate_back = operation(_activate_back)

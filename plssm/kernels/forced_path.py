@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from plssm.kernels._lanes import vector_width
+from plssm.kernels._lane_emitter import vector_width
 from plssm.kernels.forced_lanes import (
     adjoint_lanes,
     adjoint_room,
@@ -21,6 +22,7 @@ from plssm.kernels.forced_lanes import (
 
 __all__ = ["forced_loss", "forced_path", "forced_path_plain"]
 
+_AGAIN = 8  # states up to which the adjoint works out again what the units see
 _ENOUGH = 2e6  # multiplications of a pass below which a second thread does not pay
 
 
@@ -162,25 +164,29 @@ def _signals(
     return tuple(empty if x is None else x.to(start.dtype) for x in (teacher, weight, drive))
 
 
-@dataclass
 class _Run:
-    """One forward pass with what its adjoint needs, in groups of sequences side by side."""
+    """One forward pass with what its adjoint needs, in groups of sequences side by side.
 
-    layer: tuple
-    signals: tuple  # start, teacher, weight, drive
-    steps: int
+    Args:
+        arguments: Those of an autograd function: layer, start, teacher, weight, drive.
+        steps: T.
+    """
 
-    def __post_init__(self) -> None:
-        start = self.signals[0]
-        self.dtype, (self.batch, self.dim) = start.dtype, start.shape
-        self.size, self.bases = self.layer[4].shape
-        work = self.steps * self.dim * self.size * 2
-        self.vectors, self.groups = _groups(self.batch, work, self.dtype)
-        self.lanes = len(self.vectors) * vector_width(self.dtype.itemsize)
-        hidden = self.size if len(self.layer[3]) else 0
+    def __init__(self, arguments: Sequence[Any], steps: int) -> None:
+        *parameters, linear, start, teacher, weight, drive = arguments
+        self.layer = (*(_array(p) for p in parameters), linear)
+        self.dtype, self.steps = self.layer[0].dtype, steps
+        (self.batch, self.dim), (self.size, self.bases) = start.shape, self.layer[4].shape
+        self.lanes = _lanes(self.batch, steps * self.dim * self.size * 2, self.dtype)
+        self.vectors = (0,) * (self.lanes // vector_width(self.dtype.itemsize))
+        self.wide = -(-self.batch // self.lanes) * self.lanes
+        self.firsts = range(0, self.wide, self.lanes)
+        signals = (start[:, None], teacher, weight, drive)
+        self.signals = tuple(self.by_time(x) for x in signals)
+        kept = steps if self.dim > _AGAIN else 1
+        sizes = (steps * self.dim, kept * self.size, steps * self.dim)
         self.states, self.units, self.errors = (
-            [self.scratch(self.steps * n * self.lanes) for _ in self.groups]
-            for n in (self.dim, hidden, self.dim)
+            [self.scratch(size * self.lanes) for _ in self.firsts] for size in sizes
         )
 
     def scratch(self, size: int) -> np.ndarray:
@@ -188,22 +194,38 @@ class _Run:
         kind = torch.float32 if self.dtype.itemsize == 4 else torch.float64
         return torch.empty(size, dtype=kind).numpy()
 
-    @property
-    def none(self) -> np.ndarray:
-        """A signal that is not there."""
-        return np.empty((0, 0, self.dim), self.dtype)
+    def by_time(self, tensor: Tensor, beyond: float | None = None) -> np.ndarray:
+        """A signal [B, T, M] as the loops read it: [T, M, B], filled up to whole lanes.
 
-    def forward(self, group: int, path: np.ndarray, target: np.ndarray, precision: np.ndarray):
+        Args:
+            tensor: The signal; a first axis of length 0 or 1 stays as it is.
+            beyond: What fills the lanes up; None repeats the last sequence.
+        """
+        x = tensor.detach().permute(1, 2, 0)
+        if len(tensor) != self.batch or self.batch == self.wide or not tensor.shape[1]:
+            return x.contiguous().numpy()
+        whole = x.new_empty(*x.shape[:2], self.wide)
+        whole[..., : self.batch] = x
+        whole[..., self.batch :] = x[..., -1:] if beyond is None else beyond
+        return whole.numpy()
+
+    def by_sequence(self, array: np.ndarray) -> Tensor:
+        """Back to [B, T, M]."""
+        return torch.from_numpy(array).permute(2, 0, 1)[: self.batch]
+
+    def signal(self, steps: int) -> np.ndarray:
+        """Room for a signal [T, M, B]; with 0 steps one that is not there."""
+        return np.empty((steps, self.dim, self.wide if steps else 0), self.dtype)
+
+    def forward(
+        self, group: int, path: np.ndarray, target: np.ndarray, precision: np.ndarray
+    ) -> float:
         """Runs a group; returns the sum of its squared errors."""
         room = self.scratch(forward_room(self.dim, self.size, self.lanes))
         return forward_lanes(
             self.layer, *self.signals, path, target, precision, self.errors[group],
-            self.states[group], self.units[group], room, *self.groups[group], self.vectors,
+            self.states[group], self.units[group], room, self.firsts[group], self.vectors,
         )  # fmt: skip
-
-    def adjoint(self, gradient: np.ndarray, scale: float, needs: tuple[bool, ...]) -> _Gradients:
-        """Makes room for the gradients that are needed; `_Gradients.add` fills it by group."""
-        return _Gradients(self, gradient, scale, needs)
 
 
 class _Gradients:
@@ -211,51 +233,49 @@ class _Gradients:
 
     Args:
         run: The run.
-        gradient: In the path [B, T, M], or empty: then the errors of the run times `scale`.
-        scale: What errors are multiplied by.
+        gradient: In the path [T, M, B], or empty: then the errors of the run are.
+        scale: What gradient or errors are multiplied by.
         needs: Which of the arguments of the autograd functions need a gradient.
     """
 
     def __init__(
-        self, run: _Run, gradient: np.ndarray, scale: float, needs: tuple[bool, ...]
+        self, run: _Run, gradient: np.ndarray, scale: float, needs: Sequence[bool]
     ) -> None:
         self.run, self.gradient, self.needs = run, gradient, needs
-        self.scale = run.dtype.type(scale)
-        shape = (run.batch, run.steps, run.dim)
+        self.scale = np.array([scale], run.dtype)
         self.learn = int(needs[5] or needs[6])
         self.sums = [
-            tuple(np.zeros(p.shape, run.dtype) for p in run.layer[:7]) for _ in run.groups
+            tuple(np.zeros(p.shape, run.dtype) for p in run.layer[:7]) for _ in run.firsts
         ]
-        self.start = np.empty((run.batch, run.dim), run.dtype)
-        self.teacher = np.empty(shape, run.dtype) if needs[9] else run.none
-        self.drive = np.empty(shape, run.dtype) if needs[11] else run.none
+        self.start = run.signal(1)
+        self.teacher = run.signal(run.steps if needs[9] else 0)
+        self.drive = run.signal(run.steps if needs[11] else 0)
 
     def add(self, group: int) -> None:
         """Fills in what the sequences of a group contribute."""
         run = self.run
-        room = adjoint_room(run.dim, run.size, run.bases, run.steps, run.lanes)
+        room = run.scratch(adjoint_room(run.dim, run.size, run.bases, run.steps, run.lanes))
         adjoint_lanes(
             run.layer, run.signals[2], run.states[group], run.units[group], self.gradient,
             run.errors[group], self.scale, (*self.sums[group], self.learn), self.teacher,
-            self.drive, self.start, run.scratch(room), *run.groups[group], run.vectors,
+            self.drive, self.start, room, run.firsts[group], run.vectors,
         )  # fmt: skip
 
-    def tensors(self) -> Iterator[Tensor | None]:
+    def tensors(self) -> list[Tensor | None]:
         """Gradients in the order of the autograd functions' arguments, up to the drive."""
-        first = self.sums[0]
+        first, run, needs = self.sums[0], self.run, self.needs
         for others in self.sums[1:]:
             for total, other in zip(first, others, strict=True):
                 total += other
-        arrays = (*first, None, self.start, self.teacher, None, self.drive)
-        for array, needed in zip(arrays, self.needs, strict=False):
-            yield torch.from_numpy(array) if needed and array is not None else None
-
-
-def _prepare(arguments: tuple, steps: int) -> _Run:
-    """A run from the arguments of an autograd function: layer, start and signals."""
-    *parameters, linear, start, teacher, weight, drive = arguments
-    layer = (*(_array(p) for p in parameters), linear)
-    return _Run(layer, tuple(_array(x) for x in (start, teacher, weight, drive)), steps)
+        found = [torch.from_numpy(x) if n else None for x, n in zip(first, needs, strict=False)]
+        return [
+            *found,
+            None,
+            run.by_sequence(self.start)[:, 0] if needs[8] else None,
+            run.by_sequence(self.teacher) if needs[9] else None,
+            None,
+            run.by_sequence(self.drive) if needs[11] else None,
+        ]
 
 
 class _ForcedPath(torch.autograd.Function):
@@ -263,18 +283,18 @@ class _ForcedPath(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *arguments):
-        run = _prepare(arguments[:-1], arguments[-1])
-        path = np.empty((run.batch, run.steps, run.dim), run.dtype)
-        unused = np.empty(run.dim, run.dtype)
-        _each(lambda g: run.forward(g, path, run.none, unused), len(run.groups))
+        run = _Run(arguments[:-1], arguments[-1])
+        path, unused = run.signal(run.steps), run.layer[0]
+        _each(lambda g: run.forward(g, path, run.signal(0), unused), len(run.firsts))
         ctx.run = run
-        return torch.from_numpy(path)
+        return run.by_sequence(path)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        found = ctx.run.adjoint(_array(gradient), 1.0, ctx.needs_input_grad)
-        _each(found.add, len(ctx.run.groups))
+        run = ctx.run
+        found = _Gradients(run, run.by_time(gradient, 0.0), 1.0, ctx.needs_input_grad)
+        _each(found.add, len(run.firsts))
         return (*found.tensors(), None)
 
 
@@ -284,28 +304,28 @@ class _ForcedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         *rest, target, precision, count = arguments
-        run = _prepare(tuple(rest), target.shape[1])
-        target, precision = _array(target.to(rest[8])), _array(precision.to(rest[8]))
-        found = run.adjoint(run.none, 2.0 / count, ctx.needs_input_grad)
-        totals = [0.0] * len(run.groups)
+        start, run = rest[8], _Run(rest, target.shape[1])
+        target = run.by_time(target.to(start.dtype), torch.nan)
+        precision = _array(precision.to(start.dtype))
+        found = _Gradients(run, run.signal(0), 2.0 / count, ctx.needs_input_grad)
+        totals = [0.0] * len(run.firsts)
 
         def both(group: int) -> None:
-            totals[group] = run.forward(group, run.none, target, precision)
+            totals[group] = run.forward(group, run.signal(0), target, precision)
             if any(ctx.needs_input_grad):
                 found.add(group)
 
-        _each(both, len(run.groups))
+        _each(both, len(run.firsts))
         ctx.found = found
-        return rest[8].new_tensor(sum(totals) / count)
+        return start.new_tensor(sum(totals) / count)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        scale = float(gradient)
-        parts = ctx.found.tensors()
+        scale, found = float(gradient), ctx.found.tensors()
         if scale != 1.0:
-            parts = (None if p is None else scale * p for p in parts)
-        return (*parts, None, None, None)
+            found = [None if x is None else scale * x for x in found]
+        return (*found, None, None, None)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -313,25 +333,27 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
-def _groups(batch: int, work: int, dtype: np.dtype) -> tuple[tuple, list[tuple[int, int]]]:
-    """Groups of sequences that are worked on side by side, (first, count), and their vectors.
-
-    A group has up to 16 lanes (8 in few sequences); where a second thread pays, each has a part.
-    """
+def _lanes(batch: int, work: int, dtype: np.dtype) -> int:
+    """Sequences side by side: 16, or 8 of few; where a second thread pays, each has a part."""
     threads = torch.get_num_threads() if work * batch > _ENOUGH else 1
-    width = vector_width(dtype.itemsize)
-    share = -(-batch // threads)
-    most = max(16 if share > 8 else 8, width)
-    groups = [(i, min(most, batch - i)) for i in range(0, batch, most)]
-    return (0,) * (most // width), groups
+    return max(16 if -(-batch // threads) > 8 else 8, vector_width(dtype.itemsize))
 
 
 def _each(run: Callable[[int], None], groups: int) -> None:
     """Calls run(group) for all groups, on as many threads as torch has."""
     threads = min(torch.get_num_threads(), groups)
-    if threads < 2:
-        for group in range(groups):
+
+    def share(first: int) -> None:
+        for group in range(first, groups, threads):
             run(group)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, range(groups)))
+
+    waiting = [_helpers().submit(share, first) for first in range(1, threads)]
+    share(0)
+    for other in waiting:
+        other.result()
+
+
+@functools.cache
+def _helpers() -> ThreadPoolExecutor:
+    """Threads that stay: starting one takes as long as a small batch."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="plssm")

@@ -44,12 +44,12 @@ PROMISED = {
     "observations": {"BOLD", "Bernoulli", "Categorical", "DoubleGamma", "Gaussian",
                      "NegativeBinomial", "ObservationModel", "Ordinal", "Poisson",
                      "RaisedCosine", "ZeroInflatedPoisson"},
-    "inference": {"LaplaceEM", "smooth"},
+    "inference": {"GTF", "LaplaceEM", "SparseTF", "TeacherForcing", "smooth"},
     "metrics": {"state_space_divergence", "power_spectrum_distance", "prediction_error",
                 "accuracy", "balanced_accuracy", "brier_score", "ranked_probability_score",
                 "bits_per_spike", "pit_values", "coverage", "reliability"},
     "analysis": {"Cycle", "Cycles", "VisitedRegions", "cycles", "fixed_points",
-                 "lyapunov_spectrum", "visited_regions"},
+                 "lyapunov_spectrum", "time_scales", "visited_regions"},
     "testing": {"DynamicsContract", "EngineContract", "ObservationContract"},
 }  # fmt: skip
 
