@@ -159,7 +159,7 @@ class Trainer:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._copy(self.best)
+        self._copy(self.best if self.best_score < float("inf") else self.good)
         if training.checkpoint:
             Path(training.checkpoint).unlink(missing_ok=True)
         return pd.DataFrame(self.rows)

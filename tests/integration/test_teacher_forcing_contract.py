@@ -34,6 +34,9 @@ class TestSparseWithHiddenStatesAndInputs(EngineContract):
 
 
 class TestAdaptive(EngineContract):
+    # observation noise of 1e-5: modes on kinks differ where the log joint is equal to 1e-8
+    tolerance = 1e-3
+
     def create(self):
         return TeacherForcing(
             scheme=GTF(alpha=1.0, adaptive_by="product"), steps=60, sequence=8, batch_size=4,
