@@ -15,6 +15,8 @@ from plssm.errors import PlssmError
 
 __all__ = ["CoupledUnits", "OneLayerDynamics", "centring", "check_centring", "empty"]
 
+LARGEST_DECAY = 0.999
+
 
 class OneLayerDynamics(PiecewiseLinear, ABC):
     r"""The PLRNN family: a decay and one layer of piecewise-linear units.
@@ -30,6 +32,7 @@ class OneLayerDynamics(PiecewiseLinear, ABC):
         **options: As for :class:`LatentDynamics`.
     """
 
+    A: nn.Parameter
     mean_centered = False
 
     @abstractmethod
@@ -58,6 +61,15 @@ class OneLayerDynamics(PiecewiseLinear, ABC):
     def relu_form(self) -> ReluForm:
         """Returns the map as ReLU gates, in the order of `region`."""
         return self.layer().relu_form(self.C)
+
+    def bound_orbits(self) -> None:
+        """Moves A into [-0.999, 0.999] where the layer is clipped: then no orbit can escape.
+
+        Without clipping there is no such simple bound and nothing is done; a frozen A stays.
+        """
+        if getattr(self, "clipped", False) and self.A.requires_grad:
+            with torch.no_grad():
+                self.A.clamp_(-LARGEST_DECAY, LARGEST_DECAY)
 
     def _sizes(self) -> dict[str, int | bool]:
         return {"mean_centered": True} if self.mean_centered else {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plssm.data import Batch
+from plssm.dynamics import OneLayerDynamics
 from plssm.inference.forced_rollout import forced_error, forced_rollout
 from plssm.inference.shrinkage import shrinkage
 from plssm.inference.teacher_signal import TeacherSignal
@@ -93,6 +94,11 @@ class ForcedTraining(Problem):
         if self._penalised:
             total = total + dynamics.penalty() / self.samples
         return total
+
+    def project(self) -> None:
+        """Keeps the orbits of clipped maps bounded, if wanted."""
+        if self.engine.bounded and isinstance(self.model.dynamics, OneLayerDynamics):
+            self.model.dynamics.bound_orbits()
 
     def _spread(self) -> Tensor:
         """Standard deviation of the forced states [M]."""

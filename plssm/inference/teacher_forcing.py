@@ -52,6 +52,7 @@ class TeacherForcing(Engine):
         noise: Standard deviation of the noise added to the teacher and the first states, in units
             of the spread of the states; the targets stay clean.
         shrink: Weight of the quadratic penalty on the map's parameters.
+        bounded: Whether clipped maps keep max|A| below 1, so that no orbit can escape.
         clip: Largest norm of a gradient.
         checks: How many times free runs are compared with the data.
         patience: Checks without improvement after which training ends; 0 never ends early.
@@ -77,6 +78,7 @@ class TeacherForcing(Engine):
     learning_rate: tuple[float, float] = (1e-3, 1e-5)
     noise: float = 0.05
     shrink: float = 0.0
+    bounded: bool = True
     clip: float = 10.0
     checks: int = 25
     patience: int = 0

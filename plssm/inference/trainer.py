@@ -42,6 +42,9 @@ class Problem(ABC):
     def measures(self) -> dict[str, float]:
         """Returns what is shown and kept; ``score`` decides which state is best (lower)."""
 
+    def project(self) -> None:  # noqa: B027 (most have no constraints)
+        """Moves the parameters back to where they may be, after every update."""
+
     def state(self) -> dict[str, float]:
         """Returns numbers beside the parameters that resuming needs."""
         return {}
@@ -185,6 +188,7 @@ class Trainer:
             gradient *= self.training.clip / norm
         self.vector.grad = gradient
         self.optimiser.step()
+        self.problem.project()
         return value
 
     def _go_back(self) -> None:
