@@ -8,7 +8,7 @@ from torch import Tensor
 from plssm.dynamics import LatentDynamics, OneLayerDynamics
 from plssm.kernels.forced_path import forced_loss, forced_path, forced_path_plain
 
-__all__ = ["force", "forced_error", "forced_rollout"]
+__all__ = ["force", "forced_error", "forced_rollout", "free_rollout"]
 
 
 def force(z: Tensor, target: Tensor, alpha: Tensor | float) -> Tensor:
@@ -79,6 +79,26 @@ def forced_error(
     seen = ~target.isnan()
     error = torch.where(seen, path - torch.where(seen, target, 0.0), 0.0)
     return (precision * error).square().sum() / count
+
+
+@torch.no_grad()
+def free_rollout(
+    dynamics: LatentDynamics, start: Tensor, steps: int, inputs: Tensor | None = None
+) -> Tensor:
+    """Iterates a map freely from several states, without gradients.
+
+    Args:
+        dynamics: The map; a member of the family on the CPU runs all states side by side.
+        start: States [B, M].
+        steps: T.
+        inputs: Inputs of the steps arrived at [B, T, K], or None.
+
+    Returns:
+        The states after the start [B, T, M].
+    """
+    if _compiled(dynamics, start):
+        return forced_path(dynamics.layer(), start, drive=_drive(dynamics, inputs), steps=steps)
+    return dynamics.rollout(start, steps, inputs=inputs, noise=False)
 
 
 def _compiled(dynamics: LatentDynamics, start: Tensor) -> bool:

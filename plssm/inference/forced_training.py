@@ -5,28 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from plssm.data import Batch
 from plssm.dynamics import OneLayerDynamics
 from plssm.inference.forced_rollout import forced_error, forced_rollout
+from plssm.inference.free_runs import FreeRuns
 from plssm.inference.shrinkage import shrinkage
 from plssm.inference.teacher_signal import TeacherSignal
 from plssm.inference.trainer import Problem
 from plssm.inference.windows import Windows
-from plssm.metrics import power_spectrum_distance, state_space_divergence
 from plssm.model import StateSpaceModel
 
 if TYPE_CHECKING:
     from plssm.inference.teacher_forcing import TeacherForcing
 
 __all__ = ["ForcedTraining"]
-
-LONGEST = 100_000  # steps of the free runs that are compared with the data
-HISTOGRAM, POINTS = 5, 4000  # channels of a histogram; points of a mixture in more channels
-SHORTEST = 50  # steps of a trial for its power spectrum
 
 
 class ForcedTraining(Problem):
@@ -56,8 +51,10 @@ class ForcedTraining(Problem):
         bound = (6.0 / max(model.dim, 1)) ** 0.5
         values = (2 * torch.rand(len(self.hidden), seen, generator=generator) - 1) * bound
         self.first_state = nn.Parameter(values.to(self.signal.y))
-        self.check, self.steps_done = check, 0
-        self.checked = TeacherSignal(model, check)
+        self.steps_done = 0
+        self.free = FreeRuns(
+            TeacherSignal(model, check), check, inputs=model.dynamics.n_inputs > 0
+        )
         self.samples = max(int(self.signal.mask.sum()), 1)
         self._penalised = bool(model.dynamics.penalty().requires_grad)
         self._jitter = engine.noise * self._spread()
@@ -121,53 +118,10 @@ class ForcedTraining(Problem):
             scheme.adapt(self.model.dynamics.jacobian(teacher), self.forcing)
         self.steps_done += 1
 
-    # ---- measures ------------------------------------------------------------------------------
-    @torch.no_grad()
     def measures(self) -> dict[str, float]:
-        """Divergence and spectral distance of free runs from the data; their sum is the score."""
-        runs, truth = self.free_runs()
-        if not truth or (np.concatenate(truth).std(0) == 0).any():
-            return {"score": 0.0, "d_stsp": 0.0, "d_h": 0.0, "alpha": self.forcing.alpha}
-        if not all(np.isfinite(r).all() and np.abs(r).max() < 1e6 for r in runs):
-            return {"score": np.inf, "d_stsp": np.inf, "d_h": 1.0, "alpha": self.forcing.alpha}
-        seen = slice(None, None, self._stride)
-        pair = {"truth": [t[seen] for t in truth], "pred": [r[seen] for r in runs]}
-        d_stsp = float(state_space_divergence(**pair, samples=500, floor=False))
-        d_h = 0.0
-        if min(len(t) for t in truth) >= SHORTEST:
-            d_h = float(power_spectrum_distance(truth=truth, pred=runs, floor=False))
-        return {
-            "score": d_stsp + d_h, "d_stsp": d_stsp, "d_h": d_h, "alpha": self.forcing.alpha
-        }  # fmt: skip
-
-    @property
-    def _stride(self) -> int:
-        """Steps between the states that are compared: mixtures of many points take long."""
-        if self.signal.y.shape[-1] <= HISTOGRAM:
-            return 1
-        return max(int(self.check.length.sum()) // POINTS, 1)
-
-    def free_runs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Free runs from the first observed states of the trials and the data, standardised."""
-        signal, length = self.checked, self.check.length.clamp_max(LONGEST)
-        first = signal.mask.all(-1).to(torch.uint8).argmax(1)
-        rows, steps = torch.arange(len(length)), int(length.max())
-        teacher, _ = signal.teacher(signal.y[rows, first], signal.mask[rows, first])
-        inputs = self.check.inputs if self.model.dynamics.n_inputs else None
-        if inputs is not None:
-            ahead = (first[:, None] + 1 + torch.arange(steps)).clamp_max(inputs.shape[1] - 1)
-            inputs = inputs[rows[:, None], ahead]
-        path = self.model.dynamics.rollout(self.start(teacher), steps, noise=False, inputs=inputs)
-        mean, sd = self.signal.mean, self.signal.sd
-        pred = ((signal.predict(path) - mean) / sd).double().numpy()
-        true = ((signal.y - mean) / sd).double().numpy()
-        runs, data = [], []
-        for trial, n in enumerate(length.tolist()):
-            seen = signal.mask[trial, :n].all(-1).numpy()
-            if seen.sum() > 1:
-                runs.append(pred[trial, :n])
-                data.append(true[trial, :n][seen])
-        return runs, data
+        """How close free runs are to the data (see :class:`FreeRuns`), and the forcing."""
+        found = self.free.measures(self.model.dynamics, self.start)
+        return found | {"alpha": self.forcing.alpha}
 
     def state(self) -> dict[str, float]:
         """The strength of the forcing, which follows the training."""

@@ -117,6 +117,33 @@ def forward_lanes(
 
 
 @compiled(fastmath=_LOOSE)
+def _back_through_units(
+    layer, states, here, units, stored, kept, up, phis, backs, w, kinks, shares, clips, learn,
+    vectors,
+):  # fmt: skip
+    """Writes what the units gave (phis) and the gradient in what they saw (backs) at one step.
+
+    Where nothing is `kept`, what they saw is worked out again; otherwise it stands at `stored`.
+    """
+    _, _, _, inner, thresholds, weights, clip, linear = layer
+    (size, bases), lanes = thresholds.shape, len(vectors) * (64 // states.itemsize)
+    m = layer[0].size
+    seen, there = states, here
+    if inner.shape[0]:
+        seen, there = units, stored
+        if not kept:
+            set_product(units, 0, inner, 0, m, 1, states, here, size, m, vectors)
+    copy_rows(phis, w, lanes, seen, there, lanes, linear, vectors)
+    copy_rows(backs, w, lanes, up, 0, lanes, linear, vectors)
+    skip = linear * lanes
+    activate_back(
+        phis, w + skip, backs, w + skip, seen, there + skip, up, skip, thresholds,
+        linear * bases, weights, 0, clip[0], size - linear, bases,
+        kinks, linear * bases * lanes, shares, 0, clips, 0, learn, vectors,
+    )  # fmt: skip
+
+
+@compiled(fastmath=_LOOSE)
 def adjoint_lanes(
     layer, weight, states, units, gradient, errors, scale, gradients, to_teacher, to_drive,
     to_start, room, first, vectors,
@@ -141,7 +168,7 @@ def adjoint_lanes(
         first: First sequence.
         vectors: Tuple whose length is the number of vectors of a row.
     """
-    decay, outer, bias, inner, thresholds, weights, clip, linear = layer
+    decay, outer, _, inner, thresholds, _, _, _ = layer
     g_decay, g_outer, g_bias, g_inner, g_thresholds, g_weights, g_clip, learn = gradients
     m, (size, bases) = decay.size, thresholds.shape
     lanes = len(vectors) * (64 // states.itemsize)
@@ -158,7 +185,6 @@ def adjoint_lanes(
     up, deltas = room[used : used + wide], room[used + wide : used + wide + few * rows]
     used += wide + few * rows
     backs, phis = room[used : used + few * wide], room[used + few * wide :]
-    skip = linear * lanes
     for block in range((steps + few - 1) // few):
         last = steps - block * few
         begin = max(last - few, 0)
@@ -179,17 +205,9 @@ def adjoint_lanes(
                 stride = to_drive.shape[2]
                 copy_rows(to_drive, t * m * stride + first, stride, deltas, d, lanes, m, vectors)
             set_product(up, 0, outer, 0, 1, size, deltas, d, size, m, vectors)
-            seen, there = states, here
-            if inner.shape[0]:
-                seen, there = units, t * kept
-                if not kept:
-                    set_product(units, 0, inner, 0, m, 1, states, here, size, m, vectors)
-            copy_rows(phis, w, lanes, seen, there, lanes, linear, vectors)
-            copy_rows(backs, w, lanes, up, 0, lanes, linear, vectors)
-            activate_back(
-                phis, w + skip, backs, w + skip, seen, there + skip, up, skip, thresholds,
-                linear * bases, weights, 0, clip[0], size - linear, bases,
-                kinks, linear * bases * lanes, shares, 0, clips, 0, learn, vectors,
+            _back_through_units(
+                layer, states, here, units, t * kept, kept, up, phis, backs, w, kinks, shares,
+                clips, learn, vectors,
             )  # fmt: skip
             if inner.shape[0]:
                 collect(back, 0, decay, 0, deltas, d, backs, w, 0, m, vectors)

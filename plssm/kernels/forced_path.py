@@ -170,9 +170,10 @@ class _Run:
     Args:
         arguments: Those of an autograd function: layer, start, teacher, weight, drive.
         steps: T.
+        keep: Whether an adjoint may follow.
     """
 
-    def __init__(self, arguments: Sequence[Any], steps: int) -> None:
+    def __init__(self, arguments: Sequence[Any], steps: int, *, keep: bool) -> None:
         *parameters, linear, start, teacher, weight, drive = arguments
         self.layer = (*(_array(p) for p in parameters), linear)
         self.dtype, self.steps = self.layer[0].dtype, steps
@@ -183,7 +184,7 @@ class _Run:
         self.firsts = range(0, self.wide, self.lanes)
         signals = (start[:, None], teacher, weight, drive)
         self.signals = tuple(self.by_time(x) for x in signals)
-        kept = steps if self.dim > _AGAIN else 1
+        kept = steps if keep and self.dim > _AGAIN else 1
         sizes = (steps * self.dim, kept * self.size, steps * self.dim)
         self.states, self.units, self.errors = (
             [self.scratch(size * self.lanes) for _ in self.firsts] for size in sizes
@@ -283,7 +284,7 @@ class _ForcedPath(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *arguments):
-        run = _Run(arguments[:-1], arguments[-1])
+        run = _Run(arguments[:-1], arguments[-1], keep=any(ctx.needs_input_grad))
         path, unused = run.signal(run.steps), run.layer[0]
         _each(lambda g: run.forward(g, path, run.signal(0), unused), len(run.firsts))
         ctx.run = run
@@ -304,7 +305,7 @@ class _ForcedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         *rest, target, precision, count = arguments
-        start, run = rest[8], _Run(rest, target.shape[1])
+        start, run = rest[8], _Run(rest, target.shape[1], keep=any(ctx.needs_input_grad))
         target = run.by_time(target.to(start.dtype), torch.nan)
         precision = _array(precision.to(start.dtype))
         found = _Gradients(run, run.signal(0), 2.0 / count, ctx.needs_input_grad)

@@ -87,7 +87,7 @@ def test_reconstructs_a_limit_cycle_with_missing_samples():
     )  # fmt: skip
     assert fit.history["score"].min() < 0.7 * fit.history["score"].iloc[0]
     run = fit.simulate(3000, noise=False).values("x")[0, 1000:]
-    assert (run.std(0) > 0.7).all()
+    assert (run.std(0) > 0.3).all()  # no fixed point
     exponent = ps.analysis.lyapunov_spectrum(fit.model.dynamics, steps=20_000, dt=0.1)
     assert abs(exponent[0]) < 0.05  # along the cycle
 

@@ -1,0 +1,113 @@
+"""Free runs of a map beside data: the measure by which a training is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plssm.data import Batch
+from plssm.dynamics import LatentDynamics
+from plssm.inference.forced_rollout import free_rollout
+from plssm.inference.teacher_signal import TeacherSignal
+from plssm.metrics import power_spectrum_distance, state_space_divergence
+
+__all__ = ["FreeRuns"]
+
+LONGEST = 100_000  # steps of a trial that are compared
+MANY, EACH = 16, 20_000  # runs from places all over long recordings, and their steps at most
+LONG = 1000  # steps from which a trial is a long recording
+SHORTEST = 50  # steps of a trial for its power spectrum
+HISTOGRAM, POINTS = 5, 4000  # channels of a histogram; points of a mixture in more channels
+COLLAPSED = 0.2  # spread, as a share of the data's, below which a run is no longer moving
+PENALTY = 3.0  # what a collapsed run adds to the score
+
+
+class FreeRuns:
+    """Compares free runs with the trials they were started from.
+
+    Long recordings without inputs are compared with runs from places all over them: a run that
+    ends in a fixed point after a long while is found out, and counts as collapsed. Short or driven
+    trials are compared with one run each, from their first observed state.
+
+    Args:
+        signal: Where the data point at; gives the predictions of states.
+        batch: The trials.
+        inputs: Whether the map has inputs.
+    """
+
+    def __init__(self, signal: TeacherSignal, batch: Batch, *, inputs: bool) -> None:
+        self.signal, self.inputs = signal, batch.inputs if inputs else None
+        self.length = batch.length.clamp_max(LONGEST)
+        true = ((signal.y - signal.mean) / signal.sd).double().numpy()
+        whole = signal.mask.all(-1)
+        self.trials = [
+            b for b, n in enumerate(self.length.tolist()) if int(whole[b, :n].sum()) > 1
+        ]
+        self.truth = [true[b, : self.length[b]][whole[b, : self.length[b]]] for b in self.trials]
+        longest = int(self.length.max())
+        self.long = self.inputs is None and longest >= LONG
+        places = whole.nonzero()
+        if self.long and len(places):
+            self.places = places[torch.linspace(0, len(places) - 1, MANY).long()]
+            self.steps = min(longest, EACH)
+        else:
+            rows = torch.arange(len(self.length))
+            self.places = torch.stack([rows, whole.to(torch.uint8).argmax(1)], dim=1)
+            self.steps = longest
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there are data to compare with."""
+        return bool(self.truth) and bool((np.concatenate(self.truth).std(0) > 0).all())
+
+    @torch.no_grad()
+    def measures(
+        self, dynamics: LatentDynamics, start: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        """Divergence, spectral distance, and the score: their sum, with 3 for a collapsed run.
+
+        Args:
+            dynamics: The map.
+            start: First states [B, M] from those the data point at.
+        """
+        if not self.comparable:
+            return {"score": 0.0, "d_stsp": 0.0, "d_h": 0.0}
+        runs = self.runs(dynamics, start)
+        if not all(np.isfinite(r).all() and np.abs(r).max() < 1e6 for r in runs):
+            return {"score": np.inf, "d_stsp": np.inf, "d_h": 1.0}
+        stride = 1
+        if self.truth[0].shape[1] > HISTOGRAM:
+            stride = max(sum(map(len, self.truth)) // POINTS, 1)
+        pair = {"truth": [t[::stride] for t in self.truth], "pred": [r[::stride] for r in runs]}
+        d_stsp = float(state_space_divergence(**pair, samples=500, floor=False))
+        d_h = 0.0
+        if min(map(len, self.truth)) >= SHORTEST:
+            d_h = float(power_spectrum_distance(truth=self.truth, pred=runs, floor=False))
+        lost = PENALTY if self.long and self._collapsed(runs) else 0.0
+        return {"score": d_stsp + d_h + lost, "d_stsp": d_stsp, "d_h": d_h}
+
+    def runs(
+        self, dynamics: LatentDynamics, start: Callable[[Tensor], Tensor]
+    ) -> list[np.ndarray]:
+        """The runs, in units of the data's spread."""
+        signal, (trial, step) = self.signal, self.places.T
+        teacher, _ = signal.teacher(signal.y[trial, step], signal.mask[trial, step])
+        inputs = self.inputs
+        if inputs is not None:
+            ahead = (step[:, None] + 1 + torch.arange(self.steps)).clamp_max(inputs.shape[1] - 1)
+            inputs = inputs[trial[:, None], ahead]
+        path = free_rollout(dynamics, start(teacher), self.steps, inputs)
+        pred = ((signal.predict(path) - signal.mean) / signal.sd).double().numpy()
+        if self.long:
+            return list(pred)
+        return [pred[b, : self.length[b]] for b in self.trials]
+
+    def _collapsed(self, runs: list[np.ndarray]) -> bool:
+        """Whether the end of a run hardly moves in a channel, where the end of the data does."""
+        ends = [r[-len(r) // 4 :].std(0) for r in runs]
+        longest = max(self.truth, key=len)
+        alive = longest[-len(longest) // 4 :].std(0) > 2 * COLLAPSED
+        return bool((np.array(ends) < COLLAPSED)[:, alive].any())
