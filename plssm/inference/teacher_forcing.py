@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +60,8 @@ class TeacherForcing(Engine):
         checks: How many times free runs are compared with the data.
         patience: Checks without improvement after which training ends; 0 never ends early.
         restarts: Number of trainings from different start values; the best score wins.
-        workers: Processes that restarts are shared between.
+        workers: Processes that restarts are shared between; a script that asks for several needs
+            the usual ``if __name__ == "__main__":``.
         start: ``"auto"`` draws start values for fresh dynamics and keeps known ones;
             ``"data"`` and ``"model"`` force one of the two.
         fit_noise: Whether process and observation noise are fitted after training.
@@ -159,10 +163,9 @@ class TeacherForcing(Engine):
         self.check_training(model, data)
         if validation is not None:
             self.check(model, validation)
-        began, runs = time.perf_counter(), []
+        began = time.perf_counter()
         with TrainingProgress(self.steps, self.restarts, show=progress) as bar:
-            for restart in range(self.restarts):
-                runs.append(self._train(model, data, validation, restart, bar))
+            runs = self._all_restarts((model, data, validation), bar)
         best = min(runs, key=lambda run: run.score)
         history = pd.concat([run.history for run in runs], ignore_index=True)
         history["selected"] = history["restart"] == best.restart
@@ -172,9 +175,31 @@ class TeacherForcing(Engine):
             best.model, self, data, history=history, seconds=time.perf_counter() - began
         )
 
+    def _all_restarts(self, problem: tuple, bar: TrainingProgress) -> list[_Run]:
+        """All trainings, one after the other or in processes; Ctrl-C ends them."""
+        runs = []
+        if min(self.workers, self.restarts) == 1:
+            for restart in range(self.restarts):
+                runs.append(self._train(*problem, restart, bar))
+                if runs[-1].interrupted:
+                    break
+            return runs
+        count = min(self.workers, self.restarts)
+        threads = max(torch.get_num_threads() // count, 1)
+        with ProcessPoolExecutor(
+            count, get_context("spawn"), torch.set_num_threads, (threads,)
+        ) as pool:
+            waiting = [
+                pool.submit(self._train, *problem, restart) for restart in range(self.restarts)
+            ]
+            for done in as_completed(waiting):
+                runs.append(done.result())
+                bar.finish(runs[-1].restart, runs[-1].score)
+        return sorted(runs, key=lambda run: run.restart)
+
     def _train(
         self, model: StateSpaceModel, data: Dataset, validation: Dataset | None, restart: int,
-        bar: TrainingProgress,
+        bar: TrainingProgress | None = None,
     ) -> _Run:  # fmt: skip
         """One training from its own start values."""
         dtype, seed = getattr(torch, self.dtype), self.seed * 1000 + restart
@@ -189,16 +214,17 @@ class TeacherForcing(Engine):
             self._with_interval(data), copy, batch.to(dtype=dtype), check, seed=seed
         )
         if not list(problem.parameters()):
-            return _Run(whole, math.nan, pd.DataFrame({"restart": [restart]}), restart)
+            return _Run(whole, math.nan, pd.DataFrame({"restart": [restart]}), restart, False)
         identity = _identity(self, model, batch)
         trainer = Trainer(problem, self.training(), seed=seed, identity=identity)
-        rows = trainer.run(lambda step, row: bar.advance(restart, step, row))
+        report = None if bar is None else partial(bar.advance, restart)
+        rows = trainer.run(report)
         rows.insert(0, "restart", restart)
         with torch.no_grad():
             for mine, theirs in zip(whole.parameters(), copy.parameters(), strict=True):
                 if mine.requires_grad:
                     mine.copy_(theirs)
-        return _Run(whole, trainer.best_score, rows, restart)
+        return _Run(whole, trainer.best_score, rows, restart, trainer.interrupted)
 
     def _with_interval(self, data: Dataset) -> TeacherForcing:
         """The engine with the interval of sparse forcing taken from the data, if left to it."""
@@ -218,6 +244,7 @@ class _Run(NamedTuple):
     score: float
     history: pd.DataFrame
     restart: int
+    interrupted: bool
 
 
 def _identity(engine: TeacherForcing, model: StateSpaceModel, batch: Batch) -> str:

@@ -101,6 +101,7 @@ class Trainer:
 
     Attributes:
         rows: One row of measures per check.
+        interrupted: Whether Ctrl-C ended the training.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Trainer:
         self.step, self.failures, self.slower, self.idle = 0, 0, 1.0, 0
         self.best, self.good = self.vector.detach().clone(), self.vector.detach().clone()
         self.best_score, self.seconds = float("inf"), 0.0
+        self.interrupted = False
 
     # ---- running -------------------------------------------------------------------------------
     def run(self, report: Callable[[int, dict], None] | None = None) -> pd.DataFrame:
@@ -157,6 +159,7 @@ class Trainer:
                     self._write()
                     written = time.perf_counter()
         except KeyboardInterrupt:
+            self.interrupted = True
             warnings.warn(
                 "training was interrupted; the best parameters so far are kept.",
                 RuntimeWarning,

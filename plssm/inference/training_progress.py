@@ -63,3 +63,8 @@ class TrainingProgress:
             completed=restart * self._steps + step,
             description=text,
         )
+
+    def finish(self, restart: int, score: float) -> None:
+        """Reports a restart that ended in a process of its own."""
+        text = f"restart {restart + 1}/{self._restarts}: score {score:.3g}"
+        self._progress.update(self._task, advance=self._steps, description=text)

@@ -125,6 +125,26 @@ def test_restarts_are_compared_and_recorded():
     assert set(history["restart"]) == {0, 1, 2}
     best = history.groupby("restart")["score"].min().idxmin()
     assert set(history.loc[history["selected"], "restart"]) == {best}
+    engine.workers = 2
+    again = engine.fit(gaussian(ps.dynamics.ShallowPLRNN(2, 5)), data, progress=False)
+    for name, value in fit.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_an_interruption_keeps_the_best_and_starts_no_further_restart(monkeypatch):
+    x, _ = noisy_series(300)
+    data = ps.Dataset.from_arrays({"x": x})
+    engine = TeacherForcing(steps=40, sequence=10, checks=4, restarts=3, fit_noise=False)
+
+    def stop(bar, restart, step, row):
+        if step >= 20:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("plssm.inference.training_progress.TrainingProgress.advance", stop)
+    with pytest.warns(RuntimeWarning, match="interrupted"):
+        fit = engine.fit(gaussian(ps.dynamics.ShallowPLRNN(2, 5)), data, progress=False)
+    assert set(fit.history["restart"]) == {0}
+    assert fit.history["step"].max() == 20
 
 
 @pytest.mark.parametrize(
