@@ -66,7 +66,7 @@ class Part:
             raise ConfigError(f"{where}: got {table!r}, wanted a table with the key 'class'.")
         name = table.get(CLASS, default)
         if not isinstance(name, str):
-            known = ", ".join(_classes(SECTIONS[section]))
+            known = ", ".join(_classes(SECTIONS[section].module, SECTIONS[section].base))
             raise ConfigError(f"{where}: the key 'class' is missing; classes are {known}.")
         return cls(section, name, {k: v for k, v in table.items() if k != CLASS}, where)
 
@@ -84,7 +84,7 @@ class Part:
             ConfigError: If the class or an argument is unknown, missing or wrong.
         """
         section = SECTIONS[self.section]
-        kind = _find(self.name, section, self.where)
+        kind = _find(self.name, section, self.where, section.base)
         for name in sorted(section.from_data & set(self.arguments)):
             raise ConfigError(f"{self.where} {name}: comes from the data. Fix: leave it out.")
         hidden = {k: v for k, v in given.items() if k in parameters(kind)}
@@ -101,35 +101,35 @@ class Part:
         return dataclasses.replace(self, arguments=plain(arguments))
 
 
-def _classes(section: _Section) -> list[str]:
-    module = importlib.import_module(section.module)
-    found = {name: getattr(module, name) for name in module.__all__}
+def _classes(module: str, base: type) -> list[str]:
+    """Names of the classes of a module that can stand for a base class."""
+    found = importlib.import_module(module)
+    members = {name: getattr(found, name) for name in found.__all__}
     return [
         name
-        for name, value in found.items()
-        if isinstance(value, type)
-        and issubclass(value, section.base)
-        and not inspect.isabstract(value)
+        for name, value in members.items()
+        if isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value)
     ]
 
 
-def _find(name: str, section: _Section, where: str, *, part: bool = True) -> type:
-    """The class of a name: of plssm's own, or by module."""
-    kind: Any
-    if ":" in name:
+def _find(name: Any, section: _Section, where: str, base: type | None) -> type:
+    """The class of a name, of plssm's own or by module: one of a base, or any setting."""
+    kind: Any = None
+    if isinstance(name, str) and ":" in name:
         try:
             kind = find_class(name)
         except PlssmError as error:
             raise ConfigError(f"{where}: {error}") from error
-    else:
+    elif isinstance(name, str):
         kind = getattr(importlib.import_module(section.module), name, None)
     right = isinstance(kind, type) and not inspect.isabstract(kind)
-    if right and part:
-        right = issubclass(kind, section.base)
+    if right and base is not None:
+        right = issubclass(kind, base)
     elif right:
         right = dataclasses.is_dataclass(kind) or issubclass(kind, Configurable)
     if not right:
-        wanted = ", ".join(_classes(section)) if part else f"a setting of {section.module}"
+        setting = f"a setting of {section.module}"
+        wanted = setting if base is None else ", ".join(_classes(section.module, base))
         raise ConfigError(
             f"{where} class: got {name!r}, wanted {wanted}, or 'module:Class' for one of your own."
         )
@@ -157,9 +157,15 @@ def _made(
 
 def _value(value: Any, hint: Any, where: str, section: _Section) -> Any:
     """One argument; a table with a class becomes an object."""
+    base = hint if isinstance(hint, type) and inspect.isabstract(hint) else None
     if isinstance(value, Mapping) and CLASS in value:
-        kind = _find(value[CLASS], section, where, part=False)
+        kind = _find(value[CLASS], section, where, base)
         return _made(kind, value, where, section, {})
+    if base is not None:
+        known = ", ".join(_classes(section.module, base))
+        raise ConfigError(
+            f"{where}: got {value!r}, wanted a table with the key 'class': one of {known}."
+        )
     return checked(value, hint, where)
 
 

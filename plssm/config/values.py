@@ -107,7 +107,7 @@ def _place(where: str, value: Any, location: Iterable[Any]) -> str:
     for key in location:
         if isinstance(value, Mapping) and key in value:
             where, value = f"{where} {key}", value[key]
-        elif isinstance(value, list) and isinstance(key, int):
+        elif isinstance(value, list) and isinstance(key, int) and key < len(value):
             where, value = f"{where}[{key}]", value[key]
     return where
 

@@ -12,7 +12,7 @@ from plssm.config import ConfigError, DataSection, RunConfig, SplitSection
 from plssm.data import Dataset
 from plssm.dynamics import PLRNN, LinearDynamics, ManifoldAttractor
 from plssm.errors import DataError
-from plssm.inference import LaplaceEM, Stage
+from plssm.inference import GTF, LaplaceEM, SparseTF, Stage, TeacherForcing
 from plssm.observations import Gaussian
 
 SMALL = {
@@ -43,7 +43,7 @@ def test_the_example_is_a_configuration():
 
 
 def test_what_the_example_shows_in_comments_works_too():
-    lines = EXAMPLE.splitlines()
+    lines = EXAMPLE.partition("# Or, for chaotic systems")[0].splitlines()
     shown = [k for k, line in enumerate(lines) if line.startswith("# ") and "=" in line]
     assert len(shown) == 10
     for k in shown:
@@ -53,6 +53,35 @@ def test_what_the_example_shows_in_comments_works_too():
     assert config.data.dt == 0.05 and config.data.inputs == ["stimulus"]
     latent = config.make_model(Dataset.from_arrays({"x": np.eye(5)})).dynamics
     assert latent.regularizer == ManifoldAttractor(10.0)
+
+
+def test_the_other_engine_of_the_example_works_too():
+    before, _, after = EXAMPLE.partition("# Or, for chaotic systems")
+    before = before[: before.index('class = "LaplaceEM"')]
+    other = [x.removeprefix("# ") for x in after.splitlines()[2:]]
+    engine = RunConfig.from_toml("\n".join([before, *other])).make_engine()
+    assert engine == TeacherForcing(scheme=GTF(0.125), checkpoint="")
+
+
+@pytest.mark.parametrize(
+    ("toml", "wanted"),
+    [
+        ('scheme = { class = "GTF", alpha = 0.25, final_alpha = 0.01 }', GTF(0.25, 0.01)),
+        ('[engine.scheme]\nclass = "SparseTF"\ninterval = 16', SparseTF(16)),
+        ('[engine.scheme]\nclass = "SparseTF"\nannealed = true', SparseTF(annealed=True)),
+        ('scheme = { class = "plssm.inference.forcing:GTF", alpha = 1 }', GTF(1.0)),
+    ],
+)
+def test_schemes_of_teacher_forcing_there_and_back(toml, wanted):
+    text = '[engine]\nclass = "TeacherForcing"\nlearning_rate = [0.01, 0.001]\nsteps = 7\n' + toml
+    config = small(**tomllib.loads(text))
+    engine = config.make_engine()
+    assert engine == TeacherForcing(scheme=wanted, learning_rate=(0.01, 0.001), steps=7)
+    resolved = config.resolved(data())
+    table = resolved.to_dict()["engine"]
+    assert table["scheme"]["class"] == type(wanted).__name__
+    assert table["sequence"] == TeacherForcing().sequence and "checkpoint" not in table
+    assert RunConfig.from_toml(resolved.to_toml()).make_engine() == engine
 
 
 def test_defaults():
@@ -236,6 +265,21 @@ def test_members_of_the_family_by_name(part):
         ({"engine": {"stages": [{"name": "a", "iterations": 1, "lern": []}]}},
          r"stages\[0\]: unknown key 'lern'.*'learn'"),
         ({"engine": {"stages": [{"name": "a", "iterations": -1}]}}, r"stages\[0\].*wanted >= 0"),
+        *(({"engine": {"class": "TeacherForcing", **engine}}, message) for engine, message in [
+            ({"scheme": {"class": "GTV"}}, r"scheme class: got 'GTV', wanted GTF, SparseTF, or"),
+            ({"scheme": {"class": "LaplaceEM"}}, r"got 'LaplaceEM', wanted GTF, SparseTF"),
+            ({"scheme": {"class": 3}}, r"scheme class: got 3, wanted GTF"),
+            ({"scheme": {"alpha": 0.1}}, r"scheme: got .*'class': one of GTF, SparseTF"),
+            ({"scheme": "GTF"}, r"\[engine\] scheme: got 'GTF', wanted a table"),
+            ({"scheme": {"class": "GTF", "alfa": 0.1}}, r"unknown key 'alfa'.*'alpha'"),
+            ({"scheme": {"class": "GTF", "alpha": 2.0}}, r"scheme: GTF: alpha is 2.0"),
+            ({"scheme": {"class": "GTF", "alpha": "a"}}, r"scheme alpha: got 'a'"),
+            ({"scheme": {"class": "SparseTF", "interval": -1}}, r"interval is -1"),
+            ({"step": 10}, r"\[engine\]: unknown key 'step'.*'steps'"),
+            ({"steps": 0}, r"\[engine\].*at least one step"),
+            ({"learning_rate": [0.1]}, r"\[engine\] learning_rate"),
+            ({"restarts": 2, "checkpoint": "c"}, r"\[engine\].*set restarts=1"),
+        ]),
         ({"dynamics": {}}, r"\[dynamics\] is missing"),
         ({"dynamics": {"dim": 3}}, r"\[dynamics\]: the key 'class' is missing"),
         ({"dynamics": {"class": "PLRNN"}}, r"\[dynamics\]: PLRNN needs dim"),
