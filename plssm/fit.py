@@ -397,7 +397,11 @@ class Fit:
         return fits.free_run(self, data, modality, **options)
 
     def plot_convergence(self, **options: Any) -> Figure:
-        """Draw evidence and joint over iterations, with the stages named."""
+        """Draw the evidence over iterations, or loss and measures over the steps of a training.
+
+        Args:
+            **options: Those of :func:`plssm.plot.convergence`.
+        """
         from plssm.plot import fits
 
         return fits.convergence(self, **options)

@@ -9,13 +9,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from plssm.cli.listing import print_recordings
 from plssm.cli.materials import Material, recording_material
-from plssm.cli.results import forecast_errors, new_folder, score_table, write_pictures
+from plssm.cli.results import (
+    forecast_errors,
+    new_folder,
+    reading,
+    score_table,
+    write_pictures,
+)
 from plssm.data import Dataset, Recording, load_recording
 from plssm.dynamics import PLRNN
 from plssm.errors import DataError
@@ -34,8 +39,6 @@ SHOWN = 4
 AHEAD = 20
 SEARCH, SHORT_SEARCH, QUICK = (3, 100), (1, 40), (1, 15)
 """Restarts and iterations: of the chosen recording, of any other, of a trial run."""
-WILD = 3.0
-"""Errors this many times those of a constant rate need an explanation."""
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -141,7 +144,7 @@ def _score(fit: Fit, material: Material, folder: Path, console: Console) -> None
             f"Held out: {name}, {_size(test)}, {_counted(len(material.names[name]), 'channel')}"
         )
         console.print(score_table(scores, name, errors, title=title, fit=fit, dt=train.dt))
-        console.print(_reading(errors, scores.loc[name], train.kinds[name]))
+        console.print(reading(errors, scores.loc[name], train.kinds[name]))
 
 
 def _size(data: Dataset) -> str:
@@ -151,34 +154,6 @@ def _size(data: Dataset) -> str:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _reading(errors: pd.DataFrame, scores: pd.Series, kind: str) -> str:
-    """What the numbers say, in words, better or worse."""
-    known = errors.dropna(subset="model")
-    if known.empty:
-        return "Nothing of it was seen where forecasts could be scored."
-    lines = ["The model forecasts"]
-    for rival in known.columns.drop("model"):
-        won = [str(n) for n in known.index if known.loc[n, "model"] < known.loc[n, rival]]
-        where = f"at {', '.join(won)} of {', '.join(map(str, known.index))} steps"
-        lines.append(f"  better than {rival} {where if won else 'nowhere'}")
-    if kind in ("continuous", "bold") and not (known["model"] < known["mean"]).all():
-        lines += [
-            "Where the mean of the fitted data forecasts best, the course of the signal is",
-            "out of reach; the free run shows what the model still knows: its statistics.",
-        ]
-    if kind == "count" and (known["model"] > WILD * known["mean"]).any():
-        lines += [
-            "Mean rates many steps ahead are ruled by a few draws with enormous rates, as the",
-            'link is exponential; Poisson(..., link="softplus") tames them, and takes longer.',
-        ]
-    if scores.get("coverage_95", 1.0) < 0.93:
-        lines += [
-            "Coverage below 0.95: the bands take the parameters as known, and what was held",
-            "out is not quite like what was fitted.",
-        ]
-    return "\n".join(lines)
 
 
 def _pictures(fit: Fit, material: Material, seed: int) -> dict[str, Callable[[], Figure]]:

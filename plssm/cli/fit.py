@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,17 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from plssm.cli.results import forecast_errors, new_folder, score_table, write_pictures
+from plssm.cli.results import (
+    CHECKPOINT,
+    forecast_errors,
+    new_folder,
+    score_table,
+    write_pictures,
+)
 from plssm.config import ConfigError, RunConfig
 from plssm.data import Dataset
 from plssm.fit import Fit
+from plssm.inference import Engine
 
 __all__ = ["fit"]
 
@@ -43,7 +51,9 @@ def fit(args: argparse.Namespace) -> int:
     folder = new_folder(args.out)
     console = Console()
     console.print(f"data: {source.name}, {data!r}", markup=False)
-    done = engine.fit(model, train, validation=validation)
+    keeping = _with_checkpoint(engine, folder / CHECKPOINT, console)
+    done = keeping.fit(model, train, validation=validation)
+    done.engine = engine
     done.save(folder / "fit")
     (folder / "config.toml").write_text(config.resolved(data, source).to_toml(), encoding="utf-8")
     _score(done, train, test, args.steps, folder, console)
@@ -51,6 +61,23 @@ def fit(args: argparse.Namespace) -> int:
         write_pictures(_pictures(done, train, test), folder, console)
     console.print(f"fit, configuration and scores are in {folder.resolve()}", markup=False)
     return 0
+
+
+def _with_checkpoint(engine: Engine, file: Path, console: Console) -> Engine:
+    """The engine with a checkpoint in the folder, where it can keep one and is not told where."""
+    if "checkpoint" not in engine.settings() or engine.checkpoint == "":
+        return engine
+    if engine.checkpoint is None and engine.restarts > 1:
+        text = f"no checkpoint, as it serves one start only and restarts = {engine.restarts}"
+        console.print(text, markup=False)
+        return engine
+    file = Path(engine.checkpoint or file)
+    if file.exists():
+        text = f"going on from the checkpoint of an interrupted run, {file}"
+    else:
+        text = f"checkpoint: {file}; after an interruption the same command goes on from it"
+    console.print(text, markup=False)
+    return dataclasses.replace(engine, checkpoint=str(file))
 
 
 def _score(

@@ -16,9 +16,19 @@ from plssm.errors import PlssmError
 from plssm.fit import Fit
 from plssm.scoring.yardsticks import yardsticks
 
-__all__ = ["forecast_errors", "new_folder", "score_table", "write_pictures"]
+__all__ = [
+    "CHECKPOINT",
+    "forecast_errors",
+    "new_folder",
+    "reading",
+    "score_table",
+    "write_pictures",
+]
 
-OURS = ("fit", "config.toml", "scores.csv")
+CHECKPOINT = "checkpoint.safetensors"
+WILD = 3.0
+"""Errors this many times those of a constant rate need an explanation."""
+OURS = ("fit", "config.toml", "scores.csv", CHECKPOINT)
 CONSTANT = {"label": "majority", "ordinal": "frequencies"}
 MEANING = {
     "mean": "errors: mean squares, z-scored by the training data",
@@ -136,6 +146,40 @@ def _marked(errors: Sequence[float]) -> list[str]:
     best = min((e for e in errors if e == e), default=None)
     texts = [(f"{e:.3f}" if abs(e) < 1000 else f"{e:.1e}") if e == e else "–" for e in errors]
     return [f"[bold green]{t}[/]" if e == best else t for t, e in zip(texts, errors)]
+
+
+def reading(errors: pd.DataFrame, scores: pd.Series, kind: str) -> str:
+    """What the numbers of one modality say, in words, better or worse.
+
+    Args:
+        errors: What :func:`forecast_errors` returned.
+        scores: Its row of what ``fit.score`` returned.
+        kind: Its kind.
+    """
+    known = errors.dropna(subset="model")
+    if known.empty:
+        return "Nothing of it was seen where forecasts could be scored."
+    lines = ["The model forecasts"]
+    for rival in known.columns.drop("model"):
+        won = [str(n) for n in known.index if known.loc[n, "model"] < known.loc[n, rival]]
+        where = f"at {', '.join(won)} of {', '.join(map(str, known.index))} steps"
+        lines.append(f"  better than {rival} {where if won else 'nowhere'}")
+    if kind in ("continuous", "bold") and not (known["model"] < known["mean"]).all():
+        lines += [
+            "Where the mean of the fitted data forecasts best, the course of the signal is",
+            "out of reach; the free run shows what the model still knows: its statistics.",
+        ]
+    if kind == "count" and (known["model"] > WILD * known["mean"]).any():
+        lines += [
+            "Mean rates many steps ahead are ruled by a few draws with enormous rates, as the",
+            'link is exponential; Poisson(..., link="softplus") tames them, and takes longer.',
+        ]
+    if scores.get("coverage_95", 1.0) < 0.93:
+        lines += [
+            "Coverage below 0.95: the bands take the parameters as known, and what was held",
+            "out is not quite like what was fitted.",
+        ]
+    return "\n".join(lines)
 
 
 def write_pictures(

@@ -66,7 +66,8 @@ class TeacherForcing(Engine):
             ``"data"`` and ``"model"`` force one of the two.
         fit_noise: Whether process and observation noise are fitted after training.
         dtype: Precision of training, "float32" or "float64".
-        checkpoint: File an interrupted training goes on from (one restart only).
+        checkpoint: File an interrupted training goes on from (one restart only); it is there
+            until the training has come to its end.
         checkpoint_seconds: Seconds between two writes of it, at least; they come with checks.
 
     References:
@@ -166,11 +167,12 @@ class TeacherForcing(Engine):
         began = time.perf_counter()
         with TrainingProgress(self.steps, self.restarts, show=progress) as bar:
             runs = self._all_restarts((model, data, validation), bar)
-        best = min(runs, key=lambda run: run.score)
-        history = pd.concat([run.history for run in runs], ignore_index=True)
-        history["selected"] = history["restart"] == best.restart
-        if self.fit_noise:
-            fit_noise(best.model, data, seed=self.seed)
+            best = min(runs, key=lambda run: run.score)
+            history = pd.concat([run.history for run in runs], ignore_index=True)
+            history["selected"] = history["restart"] == best.restart
+            if self.fit_noise:
+                bar.say("fitting the noise")
+                fit_noise(best.model, data, seed=self.seed)
         return Fit.after_training(
             best.model, self, data, history=history, seconds=time.perf_counter() - began
         )

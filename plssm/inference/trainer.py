@@ -125,14 +125,15 @@ class Trainer:
         """Trains to the end, and leaves the parameters with the best score in place.
 
         Args:
-            report: Called after every check with the step and the measures.
+            report: Called after every check with the step and the measures, and after the first
+                update, before which kernels may be compiled, with the step and the loss.
 
         Returns:
             One row per check: step, loss, learning rate, measures, seconds.
         """
         self._resume()
         began, written = time.perf_counter() - self.seconds, time.perf_counter()
-        total, training = 0.0, self.training
+        total, training, first, finished = 0.0, self.training, self.step, True
         marks = _marks(training.steps, training.checks)
         if not self.rows:
             self._check(float("nan"), report)
@@ -146,6 +147,8 @@ class Trainer:
                 self.step += 1
                 total += loss
                 self.seconds = time.perf_counter() - began
+                if report is not None and self.step == first + 1:
+                    report(self.step, {"loss": loss})
                 if self.step in marks:
                     self._check(total / (self.step - marks[self.step]), report)
                     total = 0.0
@@ -166,7 +169,7 @@ class Trainer:
                 stacklevel=2,
             )
         self._copy(self.best if self.best_score < float("inf") else self.good)
-        if training.checkpoint:
+        if training.checkpoint and not self.interrupted:
             Path(training.checkpoint).unlink(missing_ok=True)
         return pd.DataFrame(self.rows)
 

@@ -53,8 +53,14 @@ class TrainingProgress:
     ) -> None:
         self._progress.stop()
 
+    def say(self, text: str) -> None:
+        """Says what is being done."""
+        self._progress.update(self._task, description=text)
+
     def advance(self, restart: int, step: int, row: dict) -> None:
-        """Reports a check."""
+        """Reports a check; the one at the start leaves what the bar says, as kernels come next."""
+        if step == 0:
+            return
         again = f"restart {restart + 1}/{self._restarts}, " if self._restarts > 1 else ""
         shown = [f"{k} {row[k]:.3g}" for k in ("loss", "d_stsp", "d_h") if k in row]
         text = again + ", ".join(shown)

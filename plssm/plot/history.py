@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,31 +12,45 @@ from matplotlib.ticker import MaxNLocator
 
 from plssm.errors import PlssmError
 from plssm.plot.canvas import INK, MODEL, panels, shared_labels
+from plssm.plot.training import is_training, training
 
 __all__ = ["convergence"]
 
 
-def convergence(history: Any, *, title: str = "Convergence", ax: Axes | None = None) -> Figure:
-    """Draw the evidence, and the joint beside it, over iterations, with the stages named.
+def convergence(
+    history: Any, *, title: str = "Convergence", ax: Axes | Sequence[Axes] | None = None
+) -> Figure:
+    """Draw how a fit went: the evidence over iterations, or loss and measures over steps.
+
+    The selected restart (the first, where none is) stands out.
 
     Args:
-        history: DataFrame with columns `iteration` and `evidence` (nats), and optionally `stage`,
-            `joint`, `restart` and `selected`; rows in the order they were computed. The selected
-            restart (the first, where none is) stands out.
+        history: DataFrame, rows in the order they were computed. Of EM: columns `iteration` and
+            `evidence` (nats), and optionally `stage`, `joint`, `restart` and `selected`; evidence
+            and joint are drawn, and the stages named. Of a training by gradients: `step` and
+            `score`, and optionally `loss`, `d_stsp`, `d_h`, `restart` and `selected`; one panel
+            each, and the check whose parameters are kept is marked.
         title: Title.
-        ax: Axes to draw in; default a new figure.
+        ax: Axes to draw in, as many as there are panels; default a new figure.
 
     Returns:
         The figure.
 
     Raises:
-        PlssmError: There are no rows, or `evidence` is missing.
+        PlssmError: There are no rows, or it is neither kind of history.
     """
-    if "evidence" not in history or len(history) == 0:
-        raise PlssmError(
-            f"plot.convergence: got columns {list(history.columns)} and {len(history)} rows, "
-            "wanted a column evidence and at least one row"
-        )
+    if len(history) and "evidence" in history:
+        return _evidence(history, title, ax)
+    if len(history) and is_training(history):
+        return training(history, title=title, ax=ax)
+    raise PlssmError(
+        f"plot.convergence: got columns {list(history.columns)} and {len(history)} rows, "
+        "wanted a column evidence, or step and score, and at least one row"
+    )
+
+
+def _evidence(history: Any, title: str, ax: Axes | Sequence[Axes] | None) -> Figure:
+    """Draw the evidence, and the joint beside it, over iterations, with the stages named."""
     figure, (axis,) = panels(1, ax, title=title, row_height=2.8)
     restarts = [history]
     if "restart" in history:

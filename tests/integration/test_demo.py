@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from plssm import cli
 from plssm.cli import demo as module
 from plssm.cli import materials, shortening
-from plssm.cli.results import forecast_errors
+from plssm.cli.results import forecast_errors, reading
 from plssm.data import Dataset, recordings
 from plssm.data._sources import SOURCES
 from plssm.data.catalogue import is_available
@@ -120,7 +120,7 @@ def test_the_reading_says_what_the_numbers_say(model, coverage, words, absent):
     errors = pd.DataFrame({"model": model}, index=[1, 5])
     for rival in ("persistence", "VAR(1)", "mean"):
         errors[rival] = 1.0
-    text = module._reading(errors, pd.Series({"coverage_95": coverage}), "continuous")
+    text = reading(errors, pd.Series({"coverage_95": coverage}), "continuous")
     assert all(w in text for w in words) and not any(w in text for w in absent)
     assert max(map(len, text.splitlines())) < 80
 
@@ -129,14 +129,14 @@ def test_the_reading_of_labels_and_of_nothing():
     errors = pd.DataFrame(
         {"model": [0.2], "persistence": [0.1], "VAR(1)": [0.3], "majority": [0.5]}, index=[1]
     )
-    text = module._reading(errors, pd.Series({"accuracy": 0.8}), "label")
+    text = reading(errors, pd.Series({"accuracy": 0.8}), "label")
     assert "VAR(1) at 1 of 1" in text and "majority at 1" in text and "persistence nowhere" in text
     assert "out of reach" not in text and "Coverage" not in text
     wild = pd.DataFrame({"model": [1.0, 40.0], "mean": [1.5, 1.5]}, index=[1, 10])
-    assert "softplus" in module._reading(wild, pd.Series(), "count")
-    assert "softplus" not in module._reading(wild[:1], pd.Series(), "count")
-    assert "softplus" not in module._reading(wild, pd.Series(), "continuous")
-    assert "Nothing of it was seen" in module._reading(errors * np.nan, pd.Series(), "label")
+    assert "softplus" in reading(wild, pd.Series(), "count")
+    assert "softplus" not in reading(wild[:1], pd.Series(), "count")
+    assert "softplus" not in reading(wild, pd.Series(), "continuous")
+    assert "Nothing of it was seen" in reading(errors * np.nan, pd.Series(), "label")
 
 
 # ---- any recording of the catalogue -----------------------------------------------------------
