@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.command == "demo" and args.lorenz:
+        from plssm.cli.lorenz import lorenz
+
+        return lorenz(args)
     if args.command == "demo":
         from plssm.cli.demo import demo
 
@@ -98,15 +102,21 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
         "Fit a PLRNN to a real recording, score it on a part it has not seen, and write pictures "
         "and the fit to a folder."
     )
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--recording", metavar="NAME", help="which one (default: fMRI at rest); see --list"
+    )
+    which.add_argument(
+        "--lorenz",
+        action="store_true",
+        help="learn a simulated chaotic system instead, and compare attractors (some minutes)",
     )
     parser.add_argument("--list", action="store_true", help="list the recordings and stop")
     parser.add_argument("--out", default="plssm-demo", help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
     parser.add_argument("--dim", type=_positive, help="latent size (default: by the data)")
     parser.add_argument(
-        "--restarts", type=_positive, help="starts of EM (default: 3; 1 with --recording)"
+        "--restarts", type=_positive, help="starts (default: 3; 1 with --recording or --lorenz)"
     )
     parser.add_argument(
         "--iterations",
@@ -114,7 +124,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
         help="EM iterations per start (default: 100; 40 with --recording)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="one start, 15 iterations: does it run?"
+        "--quick", action="store_true", help="one start, few iterations: does it run?"
     )
 
 
