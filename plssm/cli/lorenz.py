@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -52,11 +52,13 @@ NEAR = 0.1
 """Distance, in standard deviations, up to which a fixed point counts as found."""
 SHOWN, BEYOND = 10_000, 1e3
 """Steps of an orbit that are drawn, and the size from which they are not."""
-SCORED, TRAINED, NOISE = (2000, 200), (50_000, 300), 50
-"""Steps that are scored, updates of the training, in full and quick; noise steps when quick."""
+SCORED, MEASURED = (2000, 120), (100_000, 5000)
+"""Steps that are forecast, and along which the exponent is measured, in full and quick."""
+QUICK_STEPS, QUICK_NOISE = 300, 50
+"""Updates of a quick training, and the steps to which its noise is fitted."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _System:
     """Orbits of the system, z-scored by the one that is fitted.
 
@@ -109,7 +111,7 @@ def lorenz(args: argparse.Namespace) -> int:
     measures = compare(system.truth, run, system.other)
     measures.to_csv(folder / "reconstruction.csv")
     _print_measures(measures, console)
-    exponent = _exponent(fit, system, 10_000 if args.quick else STEPS)
+    exponent = _exponent(fit, system, MEASURED[args.quick])
     points = fixed_points(fit.model.dynamics, progress=False)
     partners = nearest(_states(points, system) / system.sd, POINTS / system.sd)
     _print_invariants(exponent, points, partners, system, console)
@@ -133,14 +135,14 @@ def lorenz(args: argparse.Namespace) -> int:
 
 def _train(system: _System, args: argparse.Namespace, console: Console) -> Fit:
     restarts = 1 if args.quick else args.restarts or 1
-    engine = TeacherForcing(
-        seed=args.seed, steps=TRAINED[args.quick], restarts=restarts, fit_noise=not args.quick
-    )
+    engine = TeacherForcing(seed=args.seed, restarts=restarts)
+    if args.quick:
+        engine = dataclasses.replace(engine, steps=QUICK_STEPS, checks=3, fit_noise=False)
     console.print(
         f"data: SIMULATED, Lorenz-63, {STEPS:,} steps of {DT}, z-scored, without noise\n"
         f"model: ShallowPLRNN with 3 latent units, which are x, y and z, {HIDDEN} hidden units\n"
         f"engine: TeacherForcing, {engine.steps:,} steps, {engine.scheme}\n"
-        "the first steps compile once; afterwards the noise is fitted with the map held",
+        "the first step compiles, once; in the end the noise is fitted with the map held",
         markup=False,
     )
     data = Dataset.from_arrays({"x": system.fitted}, DT)
@@ -149,7 +151,7 @@ def _train(system: _System, args: argparse.Namespace, console: Console) -> Fit:
     fit = engine.fit(model, data)
     if args.quick:
         fit.model.dynamics.initialised = False  # the noise is still that of a fresh model
-        fit_noise(fit.model, data.select(time=(0.0, NOISE * DT)), seed=args.seed)
+        fit_noise(fit.model, data.select(time=(0.0, QUICK_NOISE * DT)), seed=args.seed)
         fit.model.dynamics.initialised = True
     return fit
 
@@ -274,7 +276,7 @@ def words(measures: pd.DataFrame, exponent: float, distances: Sequence[float]) -
             how = f"{model / floor:.1f} times what a true orbit scores, better than no dynamics"
         else:
             how = "WORSE than a run without dynamics: the attractor is not this one"
-        lines.append(f"{name}, {about[str(name)]}: {how}")
+        lines += [f"{name}, {about[str(name)]}:", f"  {how}"]
     if math.isnan(exponent):
         lines.append("Lyapunov exponent: none, the free run DIVERGES")
     elif exponent <= 0:
@@ -299,8 +301,8 @@ def _score(fit: Fit, system: _System, steps: int, folder: Path, console: Console
     title = f"Forecasts with the fitted noise on the independent orbit, {steps:,} steps"
     console.print(score_table(scores, "x", errors, title=title, fit=fit, dt=DT))
     console.print(reading(errors, scores.loc["x"], "continuous"))
-    noise = fit.model.dynamics.noise.covariance.diagonal().sqrt().mean()
-    observed = fit.model.observations["x"].noise.sqrt().mean()
+    noise = fit.model.dynamics.noise.covariance.detach().diagonal().sqrt().mean()
+    observed = fit.model.observations["x"].noise.detach().sqrt().mean()
     console.print(
         f"fitted noise, sd in units of the data: {float(noise):.2g} a step of the map, "
         f"{float(observed):.2g} of an observation",
@@ -323,7 +325,7 @@ def _attractors(system: _System, run: np.ndarray, points: Cycles) -> Figure:
         title="Lorenz-63 and a free run of the model; crosses are fixed points",
     )  # fmt: skip
     low, high = truth.min(0), truth.max(0)
-    margin = 0.1 * (high - low)
+    margin = 0.25 * (high - low)
     for axis, places in zip(figure.axes, (POINTS, _states(points, system)), strict=True):
         inside = ((places > low - margin) & (places < high + margin)).all(1)
         cross = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}

@@ -22,7 +22,8 @@ from plssm.data import Dataset
 from plssm.dynamics import LinearDynamics
 from plssm.errors import PlssmError
 from plssm.fit import Fit
-from plssm.inference import LaplaceEM
+from plssm.inference import GTF, LaplaceEM
+from plssm.inference.training_progress import TrainingProgress
 
 CONFIG = """
 [dynamics]
@@ -243,6 +244,102 @@ def test_interruption(run, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs" / "a" / "fit").exists()
 
 
+# ---- fit by teacher forcing ------------------------------------------------------------------
+
+FORCED = """
+[dynamics]
+class = "ShallowPLRNN"
+dim = 3
+hidden = 4
+[observations.x]
+class = "Gaussian"
+readout = "identity"
+[engine]
+class = "TeacherForcing"
+steps = 60
+sequence = 8
+batch_size = 4
+checks = 6
+fit_noise = false
+checkpoint_seconds = 0.0
+[engine.scheme]
+class = "GTF"
+alpha = 0.3
+"""
+
+
+@pytest.fixture
+def forced(run, tmp_path):
+    """Arguments of `plssm fit` for a short training by gradients."""
+    (tmp_path / "fit.toml").write_text(FORCED, encoding="utf-8")
+    return [*run, "--no-pictures", "--steps", "1"]
+
+
+def stopped(monkeypatch, kind, at):
+    """Make the training end with an error after a check."""
+    real = TrainingProgress.advance
+
+    def advance(self, restart, step, row):
+        real(self, restart, step, row)
+        if step >= at and "score" in row:
+            raise kind
+
+    monkeypatch.setattr(TrainingProgress, "advance", advance)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Killed, KeyboardInterrupt])
+def test_an_interrupted_training_goes_on_where_it_was(forced, tmp_path, capsys, monkeypatch, kind):
+    """The same command again ends with the parameters of a run that nothing interrupted."""
+    out = tmp_path / "runs" / "a"
+    file = out / results.CHECKPOINT
+    with monkeypatch.context() as patch:
+        stopped(patch, kind, 30)
+        if kind is Killed:
+            with pytest.raises(Killed):
+                cli.main(forced)
+        else:
+            with pytest.warns(RuntimeWarning, match="interrupted"):
+                assert cli.main(forced) == 0
+    told = "".join(capsys.readouterr().out.split())
+    assert f"checkpoint:{file};afteraninterruptionthesamecommand" in told and file.exists()
+    assert cli.main(forced) == 0
+    assert "goingonfromthecheckpoint" in "".join(capsys.readouterr().out.split())
+    assert not file.exists()
+    assert cli.main([*forced, "--out", f"{tmp_path}/runs/b"]) == 0
+    whole = Fit.load(tmp_path / "runs/b/fit")
+    again = Fit.load(out / "fit")
+    for name, value in whole.model.state_dict().items():
+        assert value.equal(again.model.state_dict()[name]), name
+    assert again.engine == whole.engine and again.engine.checkpoint is None
+    assert again.engine.scheme == GTF(0.3)
+    resolved = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))
+    assert resolved["engine"]["scheme"]["class"] == "GTF"
+    assert RunConfig.read(out / "config.toml").make_engine() == again.engine
+
+
+def test_checkpoints_that_are_not_wanted_or_belong_to_others(
+    forced, tmp_path, capsys, monkeypatch
+):
+    file, toml = tmp_path / "runs" / "a" / results.CHECKPOINT, tmp_path / "fit.toml"
+    stopped(monkeypatch, Killed, 30)
+    elsewhere = tmp_path / "mine.safetensors"
+    for line, kept in (('checkpoint = ""', None), (f'checkpoint = "{elsewhere}"', elsewhere),
+                       ("restarts = 2", None), ("", file)):  # fmt: skip
+        toml.write_text(FORCED.replace("steps = 60", f"steps = 60\n{line}"), encoding="utf-8")
+        with pytest.raises(Killed):
+            cli.main(forced)
+        assert [f for f in (file, elsewhere) if f.exists()] == ([kept] if kept else [])
+        elsewhere.unlink(missing_ok=True)
+    assert "no checkpoint, as it serves one start only and restarts = 2" in capsys.readouterr().out
+    toml.write_text(FORCED.replace("0.3", "0.4"), encoding="utf-8")
+    err = refused(capsys, *forced)
+    assert "other settings or data" in err and "delete it" in err and file.exists()
+
+
 # ---- doctor, table -------------------------------------------------------------------------
 
 
@@ -255,7 +352,7 @@ def test_doctor(capsys, monkeypatch):
 
     for words in (
         f"torch {torch.__version__}", f"numba {numba.__version__}", "cores", "BLAS",
-        "compile cache", "PLSSM_DATA", "simulated_plrnn",
+        "compile cache", "teacher forcing", "PLSSM_DATA", "simulated_plrnn",
     ):  # fmt: skip
         assert words in out, words
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from plssm.data import Dataset
-from plssm.dynamics import PLRNN, LinearDynamics
+from plssm.dynamics import PLRNN, LinearDynamics, ShallowPLRNN
 from plssm.errors import PlssmError
 from plssm.fit import Fit
+from plssm.inference import TeacherForcing
 from plssm.model import StateSpaceModel
 from plssm.observations import Gaussian
 from plssm.observations.counts.models import Poisson
@@ -110,6 +111,24 @@ def test_convergence(fit):
     fit.history = pd.DataFrame({"iteration": [0, 1, 2], "evidence": [-9.0, -5.0, -4.0]})
     drawn = line(fit.plot_convergence().axes[0], "evidence").get_ydata()
     np.testing.assert_array_equal(drawn, [-9.0, -5.0, -4.0])
+
+
+def test_pictures_of_a_training_by_teacher_forcing():
+    """The training history is drawn, and attractors side by side in three dimensions."""
+    truth = np.stack([np.sin(0.2 * np.arange(200) + k) for k in range(3)], axis=-1)
+    seen = Dataset.from_arrays({"x": truth})
+    model = StateSpaceModel(ShallowPLRNN(3, 4), {"x": Gaussian(3, readout="identity")})
+    engine = TeacherForcing(steps=20, sequence=8, batch_size=4, checks=2, fit_noise=False)
+    trained = engine.fit(model, seen, progress=False)
+    curve = trained.plot_convergence().axes[0].get_lines()[0]
+    np.testing.assert_array_equal(curve.get_xdata(), trained.history["step"])
+    np.testing.assert_array_equal(curve.get_ydata(), trained.history["loss"])
+    figure = trained.plot_free_run(seen, noise=False)
+    assert [a.name for a in figure.axes] == ["3d", "3d"]
+    simulated = trained.simulate(200, noise=False).values("x")[0]
+    shown = [np.stack(a.get_lines()[0].get_data_3d(), axis=-1) for a in figure.axes]
+    np.testing.assert_allclose(shown[0], truth)
+    np.testing.assert_allclose(shown[1], simulated)
 
 
 def test_own_clock_inputs_nuisance_and_ragged_trials():

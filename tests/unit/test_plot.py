@@ -227,6 +227,52 @@ def test_convergence_of_restarts_and_of_little():
         plot.convergence(pd.DataFrame({"evidence": []}))
 
 
+def training_history(restarts=1):
+    rows = pd.DataFrame(
+        {
+            "step": [0, 100, 200, 300],
+            "loss": [np.nan, 1.0, 0.1, 0.01],
+            "score": [np.inf, 5.0, 2.0, 3.0],
+            "d_stsp": [np.inf, 4.5, 1.9, 2.8],
+            "d_h": [1.0, 0.5, 0.1, 0.2],
+            "learning_rate": 0.1,
+        }
+    )
+    found = [rows.assign(restart=k, d_h=rows.d_h + k) for k in range(restarts)]
+    return pd.concat(found, ignore_index=True)
+
+
+def test_convergence_of_a_training_marks_the_check_that_is_kept():
+    figure = drawn(plot.convergence(training_history().assign(selected=True)))
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["loss", "$D_{stsp}$ (nats)", "$D_H$", "score"]
+    for axes, value in zip(figure.axes, (0.1, 1.9, 0.1, 2.0), strict=True):
+        (x,), (y,) = line(axes, "kept").get_data()
+        assert (x, y) == (200, value)
+    curve = figure.axes[0].get_lines()[0]
+    np.testing.assert_array_equal(curve.get_xdata(), [0, 100, 200, 300])
+    np.testing.assert_array_equal(curve.get_ydata(), [np.nan, 1.0, 0.1, 0.01])
+    assert [a.get_yscale() for a in figure.axes] == ["log", "linear", "linear", "linear"]
+    crosses = [[a for a in axes.get_lines() if a.get_marker() == "x"] for axes in figure.axes]
+    assert [len(c) for c in crosses] == [0, 1, 0, 1] and crosses[1][0].get_xdata() == [0]
+    assert figure.axes[-1].get_xlabel() == "step"
+
+
+def test_convergence_of_a_training_with_restarts_and_with_little():
+    rows = training_history(3)
+    rows["selected"] = rows["restart"] == 1
+    spectra = plot.convergence(rows).axes[2]
+    curves = [a for a in spectra.get_lines() if len(a.get_xdata()) == 4]
+    assert [a.get_alpha() for a in curves] == [0.25, 1.0, 0.25]
+    np.testing.assert_array_equal(line(spectra, "selected").get_ydata(), [2.0, 1.5, 1.1, 1.2])
+    assert line(spectra, "kept").get_data() == ([200], [1.1])
+    only = plot.convergence(pd.DataFrame({"step": [0], "score": [np.inf]}))
+    assert [a.get_ylabel() for a in drawn(only).axes] == ["score"]
+    nothing = pd.DataFrame({"restart": [0], "selected": [True]})
+    with pytest.raises(PlssmError, match="step and score"):
+        plot.convergence(nothing)
+
+
 def test_power_spectrum_peaks_where_the_rhythm_is():
     rng = np.random.default_rng(7)
     t = np.arange(1000) * 0.01

@@ -47,6 +47,7 @@ def test_readme_runs(root, tmp_path, monkeypatch, capsys):
     assert made["ahead"].mean.shape[-2:] == (20, 10)
     assert (made["low"] < made["high"]).all()
     assert made["path"].shape == (3, 100, 2)
+    assert made["alone"].shape == (2000, 3) and np.isfinite(made["alone"]).all()
     for name, value in made["fit"].model.state_dict().items():
         assert torch.equal(value, made["again"].model.state_dict()[name])
     printed = capsys.readouterr().out

@@ -111,6 +111,31 @@ def test_an_interruption_keeps_the_best_state():
     assert problem.distance() == rows["score"].min()
 
 
+def test_reports_every_check_and_the_first_update():
+    told = []
+    rows = Trainer(Quadratic(), TRAINING, seed=0).run(lambda *what: told.append(what))
+    assert [step for step, _ in told] == [0, 1, *range(200, 2001, 200)]
+    assert list(told[1][1]) == ["loss"] and told[-1][1]["score"] == rows["score"].iloc[-1]
+
+
+def test_an_interruption_leaves_the_checkpoint(tmp_path):
+    file = tmp_path / "run.safetensors"
+    training = Training(**{**vars(TRAINING), "checkpoint": str(file), "seconds_between": 0.0})
+
+    def stop(step, row):
+        if step >= 600:
+            raise KeyboardInterrupt
+
+    whole, again = Quadratic(), Quadratic()
+    Trainer(whole, TRAINING, seed=0).run()
+    with pytest.warns(RuntimeWarning, match="interrupted"):
+        Trainer(Quadratic(), training, seed=0).run(stop)
+    assert file.exists()
+    rows = Trainer(again, training, seed=0).run()
+    assert torch.equal(again.a, whole.a) and not file.exists()
+    assert rows["step"].tolist() == list(range(0, 2001, 200))
+
+
 @pytest.mark.parametrize("stop_at", [200, 1000, 1800])
 def test_resuming_is_exact_to_the_bit(tmp_path, stop_at):
     whole = Quadratic()
