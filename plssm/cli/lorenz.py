@@ -48,7 +48,7 @@ WING = math.sqrt(8 / 3 * 27)
 POINTS = np.array([[-WING, -WING, 27.0], [0.0, 0.0, 0.0], [WING, WING, 27.0]])
 """Its fixed points; all three are saddles."""
 HORIZONS = (1, 10, 50, 100)
-NEAR = 0.1
+NEAR = 0.5
 """Distance, in standard deviations, up to which a fixed point counts as found."""
 SHOWN, BEYOND = 10_000, 1e3
 """Steps of an orbit that are drawn, and the size from which they are not."""
@@ -254,7 +254,7 @@ def _print_invariants(
 
 
 def _listed(state: np.ndarray) -> str:
-    return "(" + ", ".join(f"{value:.2f}" for value in state) + ")"
+    return "(" + ", ".join(f"{value:.1f}" for value in state) + ")"
 
 
 def words(measures: pd.DataFrame, exponent: float, distances: Sequence[float]) -> str:
@@ -287,8 +287,9 @@ def words(measures: pd.DataFrame, exponent: float, distances: Sequence[float]) -
         lines.append(
             f"Lyapunov exponent: nearby states part {abs(change):.0%} {side} than in the system"
         )
-    near = sum(d <= NEAR for d in distances)
-    lines.append(f"fixed points: {near} of {len(distances)} are within {NEAR} sd of their place")
+    near = [d for d in distances if d <= NEAR]
+    off = f", off by up to {max(near):.2f} sd" if near else ""
+    lines.append(f"fixed points: {len(near)} of {len(distances)} are there{off}")
     return "\n".join(lines)
 
 

@@ -141,10 +141,14 @@ def score_table(
     return table
 
 
+def _number(error: float) -> str:
+    return f"{error:.3f}" if error == 0 or 0.001 <= abs(error) < 1000 else f"{error:.1e}"
+
+
 def _marked(errors: Sequence[float]) -> list[str]:
     """Errors as text, the smallest in bold."""
     best = min((e for e in errors if e == e), default=None)
-    texts = [(f"{e:.3f}" if abs(e) < 1000 else f"{e:.1e}") if e == e else "–" for e in errors]
+    texts = [_number(e) if e == e else "–" for e in errors]
     return [f"[bold green]{t}[/]" if e == best else t for t, e in zip(texts, errors)]
 
 

@@ -23,8 +23,8 @@ def test_quick_demo_leaves_everything_behind(tmp_path, capsys, monkeypatch):
     assert cli.main(["demo", "--lorenz", "--quick", "--out", str(out)]) == 0
     screen = capsys.readouterr().out
     for words in ("SIMULATED, Lorenz-63", "TeacherForcing, 30 steps", "another true orbit",
-                  "white noise", "0.9056", "(8.49, 8.49, 27.00) saddle", "where the orbit spends",
-                  "of 3 are within", "VAR(1)", "coverage of the 95 % band", "better than",
+                  "white noise", "0.9056", "(8.5, 8.5, 27.0) saddle", "where the orbit spends",
+                  "of 3 are there", "VAR(1)", "coverage of the 95 % band", "better than",
                   "fitted noise"):  # fmt: skip
         assert words in screen, words
     assert {p.stem for p in out.glob("*.png")} == {"attractors", "spectra", "convergence"}
@@ -75,11 +75,11 @@ def test_a_true_orbit_scores_as_another_and_a_lost_one_does_not():
     assert (table["model"] < 0.5 * table[["fixed point", "white noise"]].min(axis=1)).all()
     text = module.words(table, 0.88, [0.01, 0.05, 0.02])
     assert text.count("about as a true orbit would") == 2 and "3% slower" in text
-    assert "3 of 3 are within" in text and "WORSE" not in text
+    assert "3 of 3 are there, off by up to 0.05 sd" in text and "WORSE" not in text
     lost = run.copy()
     lost[1000:] = np.inf
     table = module.compare(truth, lost, other)
-    text = module.words(table, math.nan, [0.01, math.inf, 0.2])
+    text = module.words(table, math.nan, [0.01, math.inf, 0.7])
     assert text.count("WORSE") == 2 and "DIVERGES" in text and "1 of 3" in text
     middle = pd.DataFrame(
         {"model": [0.5], "true orbit": [0.1], "fixed point": [9.0], "white noise": [3.0]},

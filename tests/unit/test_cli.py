@@ -378,6 +378,7 @@ def test_doctor_says_what_is_missing(capsys, monkeypatch):
 def test_the_smallest_error_is_marked_and_absent_ones_are_dashes():
     assert results._marked([0.5, 0.25, np.nan]) == ["0.500", "[bold green]0.250[/]", "–"]
     assert results._marked([np.nan] * 3) == ["–"] * 3
+    assert results._marked([2e-4, 0.0, 2e-3]) == ["2.0e-04", "[bold green]0.000[/]", "0.002"]
     assert results._marked([1657818.4, 999.5, np.inf]) == [
         "1.7e+06",
         "[bold green]999.500[/]",
