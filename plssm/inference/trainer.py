@@ -133,7 +133,7 @@ class Trainer:
         """
         self._resume()
         began, written = time.perf_counter() - self.seconds, time.perf_counter()
-        total, training, first, finished = 0.0, self.training, self.step, True
+        total, training, first = 0.0, self.training, self.step
         marks = _marks(training.steps, training.checks)
         if not self.rows:
             self._check(float("nan"), report)
