@@ -185,22 +185,17 @@ def adjoint_lanes(
     up, deltas = room[used : used + wide], room[used + wide : used + wide + few * rows]
     used += wide + few * rows
     backs, phis = room[used : used + few * wide], room[used + few * wide :]
+    given = gradient.shape[0] > 0
+    source, row = (gradient.reshape(-1), gradient.shape[2]) if given else (errors, lanes)
     for block in range((steps + few - 1) // few):
         last = steps - block * few
         begin = max(last - few, 0)
         for t in range(last - 1, begin - 1, -1):
             d, here, w = (t - begin) * rows, t * rows, (t - begin) * wide
-            if gradient.shape[0]:
-                stride = gradient.shape[2]
-                receive(
-                    deltas, d, back, 0, gradient, t * m * stride + first, stride, scale, 0,
-                    sum_bias, 0, sum_decay, 0, states, here, m, vectors,
-                )  # fmt: skip
-            else:
-                receive(
-                    deltas, d, back, 0, errors, here, lanes, scale, 0, sum_bias, 0, sum_decay, 0,
-                    states, here, m, vectors,
-                )  # fmt: skip
+            receive(
+                deltas, d, back, 0, source, t * m * row + (first if given else 0), row, scale, 0,
+                sum_bias, 0, sum_decay, 0, states, here, m, vectors,
+            )  # fmt: skip
             if to_drive.shape[0]:
                 stride = to_drive.shape[2]
                 copy_rows(to_drive, t * m * stride + first, stride, deltas, d, lanes, m, vectors)
@@ -224,8 +219,7 @@ def adjoint_lanes(
         if inner.shape[0]:
             at = begin * rows
             add_outer(g_inner, 0, m, backs, 0, wide, states, at, rows, size, m, done, vectors)
-    stride = to_start.shape[2]
-    copy_rows(to_start, first, stride, back, 0, lanes, m, vectors)
+    copy_rows(to_start, first, to_start.shape[2], back, 0, lanes, m, vectors)
     _sum_lanes(g_bias, sum_bias, lanes)
     _sum_lanes(g_decay, sum_decay, lanes)
     _sum_lanes(g_thresholds.reshape(-1), kinks, lanes)
