@@ -141,7 +141,7 @@ class GTF(ForcingScheme):
         arXiv:2306.04406.
     """
 
-    alpha: float = 0.125
+    alpha: float = 0.3
     final_alpha: float | None = None
     adaptive_by: str = ""
     hold: float = field(default=_HOLD)

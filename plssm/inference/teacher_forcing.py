@@ -77,11 +77,11 @@ class TeacherForcing(Engine):
     """
 
     scheme: ForcingScheme = field(default_factory=GTF)
-    steps: int = 50_000
+    steps: int = 100_000
     sequence: int = 75
     batch_size: int = 16
-    learning_rate: tuple[float, float] = (1e-3, 1e-5)
-    noise: float = 0.05
+    learning_rate: tuple[float, float] = (3e-3, 1e-5)
+    noise: float = 0.0
     shrink: float = 0.0
     bounded: bool = True
     clip: float = 10.0
