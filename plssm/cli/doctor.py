@@ -120,7 +120,7 @@ def _cache() -> list[tuple[str, str]]:
     state = f"{len(files)} kernels, {size:.1f} MB" if files else "empty: first use compiles"
     writable = "" if os.access(place, os.W_OK) else "; NOT WRITABLE, set NUMBA_CACHE_DIR"
     trained = sum(file.name.startswith("forced_lanes.forward_lanes") for file in files)
-    ready = f"compiled for {trained} sizes of batches" if trained else "not compiled yet"
+    ready = f"sizes of batches compiled: {trained}" if trained else "not compiled yet"
     return [
         ("compile cache", f"{state}, {folder}{writable}"),
         ("teacher forcing", f"{ready}; the first step of a new size takes about 10 s, once"),

@@ -54,6 +54,9 @@ def fit(args: argparse.Namespace) -> int:
     keeping = _with_checkpoint(engine, folder / CHECKPOINT, console)
     done = keeping.fit(model, train, validation=validation)
     done.engine = engine
+    if keeping is not engine and Path(keeping.settings()["checkpoint"]).exists():
+        text = "the training is not at its end; the same command goes on from the checkpoint"
+        console.print(text, markup=False)
     done.save(folder / "fit")
     (folder / "config.toml").write_text(config.resolved(data, source).to_toml(), encoding="utf-8")
     _score(done, train, test, args.steps, folder, console)
@@ -65,19 +68,21 @@ def fit(args: argparse.Namespace) -> int:
 
 def _with_checkpoint(engine: Engine, file: Path, console: Console) -> Engine:
     """The engine with a checkpoint in the folder, where it can keep one and is not told where."""
-    if "checkpoint" not in engine.settings() or engine.checkpoint == "":
+    settings = engine.settings()
+    named = settings.get("checkpoint", "")
+    if named == "":
         return engine
-    if engine.checkpoint is None and engine.restarts > 1:
-        text = f"no checkpoint, as it serves one start only and restarts = {engine.restarts}"
+    if named is None and settings["restarts"] > 1:
+        text = f"no checkpoint, as it serves one start only and restarts = {settings['restarts']}"
         console.print(text, markup=False)
         return engine
-    file = Path(engine.checkpoint or file)
+    file = Path(named or file)
     if file.exists():
         text = f"going on from the checkpoint of an interrupted run, {file}"
     else:
         text = f"checkpoint: {file}; after an interruption the same command goes on from it"
     console.print(text, markup=False)
-    return dataclasses.replace(engine, checkpoint=str(file))
+    return dataclasses.replace(engine, **{"checkpoint": str(file)})
 
 
 def _score(

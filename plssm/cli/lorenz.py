@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,8 @@ class _System:
         """Orbits from three random starts."""
         orbits = lorenz63(STEPS, DT, trials=3, seed=seed)
         mean, sd = orbits[0].mean(0), orbits[0].std(0)
-        return cls(*((orbits - mean) / sd), mean, sd)
+        fitted, truth, other = (orbits - mean) / sd
+        return cls(fitted, truth, other, mean, sd)
 
     def original(self, states: np.ndarray) -> np.ndarray:
         """States in the units of the equations."""
@@ -117,7 +119,7 @@ def lorenz(args: argparse.Namespace) -> int:
     _print_invariants(exponent, points, partners, system, console)
     console.print(words(measures, exponent, [d for _, d in partners]), markup=False)
     _score(fit, system, SCORED[args.quick], folder, console)
-    pictures = {
+    pictures: dict[str, Callable[[], Figure]] = {
         "attractors": partial(_attractors, system, run, points),
         "spectra": partial(
             power_spectrum, truth=system.truth, pred=_drawable(run), dt=DT, names=list("xyz")
@@ -327,8 +329,9 @@ def _attractors(system: _System, run: np.ndarray, points: Cycles) -> Figure:
     )  # fmt: skip
     low, high = truth.min(0), truth.max(0)
     margin = 0.25 * (high - low)
+    cross: dict[str, Any] = {"marker": "x", "markersize": 8, "markeredgewidth": 2}
+    cross |= {"color": OTHER[0], "linestyle": "none", "label": "fixed points", "zorder": 10}
     for axis, places in zip(figure.axes, (POINTS, _states(points, system)), strict=True):
         inside = ((places > low - margin) & (places < high + margin)).all(1)
-        cross = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
-        axis.plot(*places[inside].T, color=OTHER[0], label="fixed points", zorder=10, **cross)
+        axis.plot(*places[inside].T, **cross)
     return figure

@@ -53,7 +53,12 @@ def training(
             _line(axis, rows, name, label=several, best=rows is chosen)
         axis.axvline(kept["step"], color="0.7", linewidth=0.8, linestyle=":")
         if np.isfinite(kept[name]):
-            mark = {"marker": "o", "markersize": 6, "linestyle": "none", "label": "kept"}
+            mark: dict[str, Any] = {
+                "marker": "o",
+                "markersize": 6,
+                "linestyle": "none",
+                "label": "kept",
+            }
             axis.plot([kept["step"]], [kept[name]], color=OTHER[0], **mark)
         _scale(axis, history[name].to_numpy(dtype=np.float64), name)
         axis.set_ylabel(PANELS[name])
@@ -66,7 +71,7 @@ def _line(axis: Axes, rows: Any, name: str, *, label: str | None, best: bool) ->
     """Draw one column of one restart, with crosses at the top where it is infinite."""
     steps, values = (rows[column].to_numpy(dtype=np.float64) for column in ("step", name))
     seen = np.isfinite(values)
-    look = {"color": MODEL, "alpha": 1.0 if best else 0.25}
+    look: dict[str, Any] = {"color": MODEL, "alpha": 1.0 if best else 0.25}
     look |= {"label": label} if best else {}
     axis.plot(steps, np.where(seen, values, np.nan), linewidth=1.3, **look)
     gone = steps[np.isinf(values)]

@@ -306,6 +306,7 @@ def test_an_interrupted_training_goes_on_where_it_was(forced, tmp_path, capsys, 
                 assert cli.main(forced) == 0
     told = "".join(capsys.readouterr().out.split())
     assert f"checkpoint:{file};afteraninterruptionthesamecommand" in told and file.exists()
+    assert ("thetrainingisnotatitsend" in told) == (kind is KeyboardInterrupt)
     assert cli.main(forced) == 0
     assert "goingonfromthecheckpoint" in "".join(capsys.readouterr().out.split())
     assert not file.exists()
