@@ -18,8 +18,8 @@ from plssm.model import StateSpaceModel
 
 __all__ = ["fit_noise"]
 
-STEPS = 4000  # latent steps that are enough to estimate variances
-ITERATIONS = 20
+STEPS, FEWER = 1500, 400  # latent steps from which variances and their levels are estimated
+ITERATIONS = 10
 PROCESS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # variances tried, times that of the states
 OBSERVED = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # variances tried, times that of the channels
 
@@ -29,7 +29,7 @@ def fit_noise(model: StateSpaceModel, data: Dataset, *, seed: int = 0) -> None:
 
     Args:
         model: Changed in place.
-        data: Training trials; at most 4000 steps are used.
+        data: Training trials; at most 1500 steps are used.
         seed: Seed of the engine.
     """
     if not isinstance(model.dynamics, PiecewiseLinear):
@@ -41,9 +41,9 @@ def fit_noise(model: StateSpaceModel, data: Dataset, *, seed: int = 0) -> None:
         )
         return
     held = [p for p in _held(model) if p.requires_grad]
-    part = _shortened(data)
+    part = _shortened(data, STEPS)
     if not model.dynamics.initialised:
-        _best_level(model, part)
+        _best_level(model, _shortened(data, FEWER))
     stage = Stage("noise", ITERATIONS, learn=("process_noise", "initial", "observations"))
     engine = LaplaceEM(seed=seed, stages=(stage,), start="model")
     try:
@@ -98,15 +98,15 @@ def _held(model: StateSpaceModel) -> list[nn.Parameter]:
     return found
 
 
-def _shortened(data: Dataset) -> Dataset:
+def _shortened(data: Dataset, steps: int) -> Dataset:
     """The first trials, and of the last of them the first part, up to a number of steps."""
-    seconds, kept = STEPS * data.dt, []
+    seconds, kept = steps * data.dt, []
     for i, trial in enumerate(data.trials):
         kept.append(i)
         seconds -= trial.length * data.dt
         if seconds <= 0:
             break
     part = data.select(trials=kept)
-    if max(t.length for t in part.trials) > STEPS:
-        part = part.select(time=(0.0, STEPS * data.dt))
+    if max(t.length for t in part.trials) > steps:
+        part = part.select(time=(0.0, steps * data.dt))
     return part

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -173,6 +174,8 @@ class TeacherForcing(Engine):
             if self.fit_noise:
                 bar.say("fitting the noise")
                 fit_noise(best.model, data, seed=self.seed)
+            if self.checkpoint and not any(run.interrupted for run in runs):
+                Path(self.checkpoint).unlink(missing_ok=True)
         return Fit.after_training(
             best.model, self, data, history=history, seconds=time.perf_counter() - began
         )

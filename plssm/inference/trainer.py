@@ -170,7 +170,7 @@ class Trainer:
             )
         self._copy(self.best if self.best_score < float("inf") else self.good)
         if training.checkpoint and not self.interrupted:
-            Path(training.checkpoint).unlink(missing_ok=True)
+            self._write()
         return pd.DataFrame(self.rows)
 
     def _update(self) -> float | None:
