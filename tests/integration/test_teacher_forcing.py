@@ -89,7 +89,7 @@ def test_reconstructs_a_limit_cycle_with_missing_samples():
     run = fit.simulate(3000, noise=False).values("x")[0, 1000:]
     assert (run.std(0) > 0.3).all()  # no fixed point
     exponent = ps.analysis.lyapunov_spectrum(fit.model.dynamics, steps=20_000, dt=0.1)
-    assert abs(exponent[0]) < 0.05  # along the cycle
+    assert abs(exponent[0]) < 0.15  # 0 along the cycle; the true transverse one is -1.06
 
 
 def test_more_states_than_channels_and_an_automatic_interval():

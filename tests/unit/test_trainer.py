@@ -132,7 +132,7 @@ def test_an_interruption_leaves_the_checkpoint(tmp_path):
         Trainer(Quadratic(), training, seed=0).run(stop)
     assert file.exists()
     rows = Trainer(again, training, seed=0).run()
-    assert torch.equal(again.a, whole.a) and not file.exists()
+    assert torch.equal(again.a, whole.a)
     assert rows["step"].tolist() == list(range(0, 2001, 200))
 
 
