@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from plssm.data import Batch
 from plssm.dynamics import OneLayerDynamics
-from plssm.inference.forced_rollout import forced_error, forced_rollout
+from plssm.errors import DataError
+from plssm.inference.forced_readouts import teacher_signal
 from plssm.inference.free_runs import FreeRuns
 from plssm.inference.shrinkage import shrinkage
-from plssm.inference.teacher_signal import TeacherSignal
+from plssm.inference.teacher_signal import ForcedRun
 from plssm.inference.trainer import Problem
 from plssm.inference.windows import Windows
 from plssm.model import StateSpaceModel
@@ -40,11 +41,15 @@ class ForcedTraining(Problem):
         seed: int,
     ) -> None:  # fmt: skip
         self.engine, self.model = engine, model
-        self.signal = TeacherSignal(model, batch)
+        self.signal = teacher_signal(model, batch)
         length, inputs = batch.length, batch.inputs if model.dynamics.n_inputs else None
+        states, known = self.signal.teacher(self.signal.y, self.signal.mask)
         self.windows = Windows(
-            self.signal.y, self.signal.mask, length, inputs, steps=engine.sequence + 1
-        )
+            self.signal.y, self.signal.mask, length, inputs,
+            steps=engine.sequence + 1 + self.signal.lead, least=self.signal.lead + 1,
+            first=known[..., self.signal.seen_states],
+        )  # fmt: skip
+        self._refuse_short()
         self.forcing = engine.scheme.begin()
         self.hidden = (~self.signal.seen_states).nonzero()[:, 0]
         seen, generator = model.dim - len(self.hidden), torch.Generator().manual_seed(seed)
@@ -53,11 +58,11 @@ class ForcedTraining(Problem):
         self.first_state = nn.Parameter(values.to(self.signal.y))
         self.steps_done = 0
         self.free = FreeRuns(
-            TeacherSignal(model, check), check, inputs=model.dynamics.n_inputs > 0
+            teacher_signal(model, check), check, inputs=model.dynamics.n_inputs > 0
         )
-        self.samples = max(int(self.signal.mask.sum()), 1)
+        self.samples = max(int(self.signal.seen.sum()), 1)
         self._penalised = bool(model.dynamics.penalty().requires_grad)
-        self._jitter = engine.noise * self._spread()
+        self._jitter = engine.noise * _spread(states, known)
 
     def parameters(self) -> Sequence[nn.Parameter]:
         """The map, a mixing read-out, and the map to the hidden part of the first state."""
@@ -77,13 +82,9 @@ class ForcedTraining(Problem):
             draws = torch.randn(teacher.shape, generator=generator, dtype=teacher.dtype)
             teacher = torch.addcmul(teacher, draws, self._jitter)
         share = self.forcing.shares(teacher.shape[1], progress, generator).to(teacher)
-        run = (dynamics, self.start(teacher[:, 0]), teacher, known * share[:, None])
-        run = (*run, None if inputs is None else inputs[:, 1:])
-        if signal.selects:
-            target, precision, count = signal.target(y[:, 1:], after)
-            total = forced_error(*run, target=target, precision=precision, count=count)
-        else:
-            total = signal.loss(forced_rollout(*run), y[:, 1:], after)
+        first, inputs = self.start(teacher[:, 0]), None if inputs is None else inputs[:, 1:]
+        run = ForcedRun(dynamics, first, teacher, known * share[:, None], inputs)
+        total = signal.loss(run, y[:, 1:], after)
         self._adapt(teacher)
         if engine.shrink:
             own = self.first_state.square().sum()
@@ -97,12 +98,16 @@ class ForcedTraining(Problem):
         if self.engine.bounded and isinstance(self.model.dynamics, OneLayerDynamics):
             self.model.dynamics.bound_orbits()
 
-    def _spread(self) -> Tensor:
-        """Standard deviation of the forced states [M]."""
-        states, known = self.signal.teacher(self.signal.y, self.signal.mask)
-        count = known.sum((0, 1)).clamp_min(1)
-        mean = states.sum((0, 1)) / count
-        return (torch.where(known, states - mean, 0.0).square().sum((0, 1)) / count).sqrt()
+    def _refuse_short(self) -> None:
+        lead, steps = self.signal.lead, self.windows.steps
+        if lead and steps <= lead + 1:
+            raise DataError(
+                "trials are too short for the memory of the observations",
+                axis="time",
+                got=f"at most {steps} steps from the first known state on",
+                wanted=f"more than {lead + 1}",
+                fix="use longer trials, a shorter response, or LaplaceEM",
+            )
 
     def start(self, teacher: Tensor) -> Tensor:
         """First states [B, M] from the teacher's: the hidden part is a learned linear map."""
@@ -130,3 +135,10 @@ class ForcedTraining(Problem):
     def restore(self, state: dict[str, float]) -> None:
         """Takes back the strength of the forcing."""
         self.forcing.alpha, self.steps_done = state["alpha"], int(state["steps_done"])
+
+
+def _spread(states: Tensor, known: Tensor) -> Tensor:
+    """Standard deviation of the forced states [M]."""
+    count = known.sum((0, 1)).clamp_min(1)
+    mean = states.sum((0, 1)) / count
+    return (torch.where(known, states - mean, 0.0).square().sum((0, 1)) / count).sqrt()

@@ -18,6 +18,7 @@ __all__ = ["FreeRuns"]
 
 LONGEST = 100_000  # steps of a trial that are compared
 MANY, EACH = 16, 20_000  # runs from places all over long recordings, and their steps at most
+ENOUGH = 40_000  # steps of these runs together, at least
 LONG = 1000  # steps from which a trial is a long recording
 SHORTEST = 50  # steps of a trial for its power spectrum
 HISTOGRAM, POINTS = 5, 4000  # channels of a histogram; points of a mixture in more channels
@@ -41,18 +42,21 @@ class FreeRuns:
     def __init__(self, signal: TeacherSignal, batch: Batch, *, inputs: bool) -> None:
         self.signal, self.inputs = signal, batch.inputs if inputs else None
         self.length = batch.length.clamp_max(LONGEST)
-        true = ((signal.y - signal.mean) / signal.sd).double().numpy()
-        whole = signal.mask.all(-1)
-        self.trials = [
-            b for b, n in enumerate(self.length.tolist()) if int(whole[b, :n].sum()) > 1
-        ]
-        self.truth = [true[b, : self.length[b]][whole[b, : self.length[b]]] for b in self.trials]
+        true = ((signal.data - signal.mean) / signal.sd).double().numpy()
+        seen = signal.seen.all(-1).numpy()
+        lengths = self.length.tolist()
+        self.trials = [b for b, n in enumerate(lengths) if seen[b, :n].sum() > 1]
+        self.truth = [true[b, :n][seen[b, :n]] for b, n in enumerate(lengths) if b in self.trials]
+        _, known = signal.teacher(signal.y, signal.mask)
+        whole = known[..., signal.seen_states].all(-1)
+        self.patterns = [seen[b, : lengths[b]] for b in self.trials]
         longest = int(self.length.max())
         self.long = self.inputs is None and longest >= LONG
         places = whole.nonzero()
         if self.long and len(places):
             self.places = places[torch.linspace(0, len(places) - 1, MANY).long()]
-            self.steps = min(longest, EACH)
+            self.steps = min(max(longest, ENOUGH // MANY), EACH)
+            self.patterns = [max(self.patterns, key=len)] * MANY
         else:
             rows = torch.arange(len(self.length))
             self.places = torch.stack([rows, whole.to(torch.uint8).argmax(1)], dim=1)
@@ -85,7 +89,8 @@ class FreeRuns:
         d_stsp = float(state_space_divergence(**pair, samples=500, floor=False))
         d_h = 0.0
         if min(map(len, self.truth)) >= SHORTEST:
-            d_h = float(power_spectrum_distance(truth=self.truth, pred=runs, floor=False))
+            alike = self.observed(runs)
+            d_h = float(power_spectrum_distance(truth=self.truth, pred=alike, floor=False))
         lost = PENALTY if self.long and self._collapsed(runs) else 0.0
         return {"score": d_stsp + d_h + lost, "d_stsp": d_stsp, "d_h": d_h}
 
@@ -94,16 +99,21 @@ class FreeRuns:
     ) -> list[np.ndarray]:
         """The runs, in units of the data's spread."""
         signal, (trial, step) = self.signal, self.places.T
-        teacher, _ = signal.teacher(signal.y[trial, step], signal.mask[trial, step])
-        inputs = self.inputs
+        inputs, steps = self.inputs, self.steps + signal.lead
         if inputs is not None:
-            ahead = (step[:, None] + 1 + torch.arange(self.steps)).clamp_max(inputs.shape[1] - 1)
+            ahead = (step[:, None] + 1 + torch.arange(steps)).clamp_max(inputs.shape[1] - 1)
             inputs = inputs[trial[:, None], ahead]
-        path = free_rollout(dynamics, start(teacher), self.steps, inputs)
+        states, _ = signal.teacher(signal.y[trial, step], signal.mask[trial, step])
+        path = free_rollout(dynamics, start(states), steps, inputs)
         pred = ((signal.predict(path) - signal.mean) / signal.sd).double().numpy()
         if self.long:
             return list(pred)
         return [pred[b, : self.length[b]] for b in self.trials]
+
+    def observed(self, runs: list[np.ndarray]) -> list[np.ndarray]:
+        """The runs at the steps at which the data were observed."""
+        pairs = zip(runs, self.patterns, strict=True)
+        return [run[: len(seen)][seen[: len(run)]] for run, seen in pairs]
 
     def _collapsed(self, runs: list[np.ndarray]) -> bool:
         """Whether the end of a run hardly moves in a channel, where the end of the data does."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from plssm.data import Dataset
 from plssm.dynamics import PiecewiseLinear
+from plssm.inference.forced_readouts import teacher_signal
 from plssm.inference.laplace import laplace_posterior
 from plssm.inference.laplace_em import LaplaceEM
 from plssm.inference.stages import Stage
@@ -19,6 +20,7 @@ from plssm.model import StateSpaceModel
 __all__ = ["fit_noise"]
 
 STEPS, FEWER = 1500, 400  # latent steps from which variances and their levels are estimated
+WORK = 2e6  # steps times squared memory of the observations: a minute or so with three states
 ITERATIONS = 10
 PROCESS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # variances tried, times that of the states
 OBSERVED = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # variances tried, times that of the channels
@@ -29,7 +31,7 @@ def fit_noise(model: StateSpaceModel, data: Dataset, *, seed: int = 0) -> None:
 
     Args:
         model: Changed in place.
-        data: Training trials; at most 1500 steps are used.
+        data: Training trials; at most 1500 steps are used, fewer with a long response.
         seed: Seed of the engine.
     """
     if not isinstance(model.dynamics, PiecewiseLinear):
@@ -41,9 +43,9 @@ def fit_noise(model: StateSpaceModel, data: Dataset, *, seed: int = 0) -> None:
         )
         return
     held = [p for p in _held(model) if p.requires_grad]
-    part = _shortened(data, STEPS)
+    part = _shortened(data, _enough(model, data.dt, STEPS))
     if not model.dynamics.initialised:
-        _best_level(model, _shortened(data, FEWER))
+        _best_level(model, _shortened(data, _enough(model, data.dt, FEWER)))
     stage = Stage("noise", ITERATIONS, learn=("process_noise", "initial", "observations"))
     engine = LaplaceEM(seed=seed, stages=(stage,), start="model")
     try:
@@ -59,7 +61,7 @@ def fit_noise(model: StateSpaceModel, data: Dataset, *, seed: int = 0) -> None:
 def _best_level(model: StateSpaceModel, data: Dataset) -> None:
     """Sets both noises to the pair of levels, relative to the data, with the best evidence."""
     batch, dynamics = data.batch(), model.dynamics
-    states = _spread(TeacherSignal(model, batch))
+    states = _spread(teacher_signal(model, batch))
     free = [(n, o) for n, o in model.observations.items() if o.log_noise.requires_grad]
     spread = {n: moments(batch.modalities[n].y, batch.modalities[n].mask)[1] ** 2 for n, _ in free}
 
@@ -96,6 +98,12 @@ def _held(model: StateSpaceModel) -> list[nn.Parameter]:
     for observation in model.observations.values():
         found += [p for n, p in observation.named_parameters() if n in ("weight", "bias")]
     return found
+
+
+def _enough(model: StateSpaceModel, dt: float, most: int) -> int:
+    """Steps that are used: fewer where samples remember many, but five times the memory."""
+    memory = max(o.memory(dt) for o in model.observations.values())
+    return min(most, max(int(WORK / (1 + memory) ** 2), 5 * memory))
 
 
 def _shortened(data: Dataset, steps: int) -> Dataset:

@@ -21,11 +21,11 @@ from plssm.data import Batch, Dataset
 from plssm.errors import PlssmError
 from plssm.fit import Fit
 from plssm.inference.base import Engine, working_copy
+from plssm.inference.forced_readouts import refuse_unforceable, start_readouts
 from plssm.inference.forced_training import ForcedTraining
 from plssm.inference.forcing import GTF, ForcingScheme, SparseTF, make_scheme, scheme_settings
 from plssm.inference.residual_noise import fit_noise
 from plssm.inference.smoothers import smooth
-from plssm.inference.teacher_signal import refuse_unforceable, start_readouts
 from plssm.inference.trainer import Trainer, Training
 from plssm.inference.training_progress import TrainingProgress
 from plssm.model import StateSpaceModel
@@ -50,7 +50,8 @@ class TeacherForcing(Engine):
         modality_weights: See :class:`Engine`; must be None.
         scheme: :class:`GTF` or :class:`SparseTF`.
         steps: Number of updates.
-        sequence: Steps of a training sequence.
+        sequence: Steps of a training sequence that are compared with data; the memory of BOLD
+            comes before them.
         batch_size: Sequences in a batch.
         learning_rate: At the start and at the end (exponential decay, RAdam).
         noise: Standard deviation of the noise added to the teacher and the first states, in units
@@ -236,7 +237,7 @@ class TeacherForcing(Engine):
         scheme = self.scheme
         if not isinstance(scheme, SparseTF) or scheme.interval != "auto":
             return self
-        names = [n for n, kind in data.kinds.items() if kind == "continuous"]
+        names = [n for n, kind in data.kinds.items() if kind == "continuous"] or data.names
         trials = [np.concatenate([t.values[n] for n in names], axis=1) for t in data.trials]
         interval = time_scales(trials).forcing_interval
         return replace(self, scheme=replace(scheme, interval=interval))

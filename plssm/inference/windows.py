@@ -36,31 +36,30 @@ class Windows:
         length: Steps of each trial [B].
         inputs: Inputs [B, T, K], or None.
         steps: Steps of a window.
+        first: What must be known of the sample a window begins with [B, T, F], bool; None is the
+            mask.
+        least: Windows that are cut short by the end of a trial have more samples than this.
     """
 
     def __init__(
-        self, y: Tensor, mask: Tensor, length: Tensor, inputs: Tensor | None, *, steps: int
-    ) -> None:
+        self, y: Tensor, mask: Tensor, length: Tensor, inputs: Tensor | None, *, steps: int,
+        first: Tensor | None = None, least: int = 0,
+    ) -> None:  # fmt: skip
         inside = torch.arange(y.shape[1]) < length[:, None]
         self.y, self.mask = y[inside], mask[inside]
         self.inputs = None if inputs is None else inputs[inside]
         end = length.cumsum(0)
         self.end = torch.repeat_interleave(end, length)
-        first = torch.repeat_interleave(end - length, length)
+        good = _best(self.mask if first is None else first[inside])
         row = torch.arange(len(self.y))
-        self.steps = min(steps, int(length.max()))
-        whole = (row + self.steps <= self.end) | (row == first)
-        self.starts = self._best(whole)
+        earliest = torch.stack([part.nonzero()[:1].sum() for part in good.split(length.tolist())])
+        earliest = torch.repeat_interleave(earliest + end - length, length)
+        self.steps = min(steps, int((self.end - earliest).max()))
+        useful = (row == earliest) & (self.end - row > least)
+        whole = (row + self.steps <= self.end) | useful
+        self.starts = (whole & good).nonzero()[:, 0]
         self.complete = bool(self.mask.all()) and self.steps <= int(length.min())
         self._ahead = torch.arange(self.steps)
-
-    def _best(self, whole: Tensor) -> Tensor:
-        """Places whose first sample is observed: completely where there are any, or in part."""
-        for seen in (self.mask.all(1), self.mask.any(1), whole):
-            places = (whole & seen).nonzero()[:, 0]
-            if len(places):
-                return places
-        return whole.nonzero()[:, 0]
 
     def draw(self, count: int, generator: torch.Generator) -> Window:
         """Draws windows.
@@ -83,3 +82,11 @@ class Windows:
         y = torch.where(inside[..., None], self.y[rows], 0.0)
         inputs = None if self.inputs is None else self.inputs[rows]
         return Window(y, mask, inputs)
+
+
+def _best(known: Tensor) -> Tensor:
+    """Places that windows may begin at: known completely where there are any, or in part."""
+    for good in (known.all(1), known.any(1)):
+        if bool(good.any()):
+            return good
+    return torch.ones_like(known[:, 0])

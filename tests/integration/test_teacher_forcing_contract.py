@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import plssm as ps
 from plssm.inference import GTF, SparseTF, TeacherForcing
 from plssm.testing import EngineContract
@@ -48,3 +50,20 @@ class TestAdaptive(EngineContract):
             ps.dynamics.DendriticPLRNN(3, 4),
             {"x": ps.observations.Gaussian(3, readout="identity")},
         )
+
+
+class TestBOLD(EngineContract):
+    """Regions seen through a short response, with a nuisance regressor."""
+
+    def create(self):
+        return TeacherForcing(seed=1, steps=60, sequence=5, batch_size=4, checks=2)
+
+    def model(self):
+        hrf = ps.observations.DoubleGamma(1.5, 3.0, length_seconds=4.0)
+        bold = ps.observations.BOLD(3, tr_seconds=1.0, hrf=hrf, nuisance=1)
+        return ps.StateSpaceModel(ps.dynamics.ShallowPLRNN(2, 5), {"x": bold})
+
+    @pytest.mark.parametrize("clock", [False])
+    def test_masks_ragged_trials_and_own_clocks(self, clock):
+        """Scans come at the repetition time: irregular clocks are refused."""
+        super().test_masks_ragged_trials_and_own_clocks(clock)

@@ -60,3 +60,18 @@ def test_a_recording_shorter_than_a_window():
     y, mask, length = recording((1, 1))
     drawn = Windows(y, mask, length, None, steps=9).draw(4, torch.Generator().manual_seed(0))
     assert drawn.y.shape == (4, 1, 2)
+
+
+def test_what_must_be_known_first_decides_where_windows_begin_and_how_long_they_are():
+    """Beginnings are taken from `first` alone; no window is longer than what follows one."""
+    y, mask, length = recording((30, 12, 3))
+    first = torch.zeros(3, 30, 1, dtype=torch.bool)
+    first[0, 22:], first[1, 4:12], first[2, 2] = True, True, True
+    windows = Windows(y, mask, length, None, steps=12, first=first, least=1)
+    drawn = windows.draw(300, torch.Generator().manual_seed(0))
+    assert drawn.y.shape == (300, 8, 2)
+    assert {(int(a), int(b)) for a, b in drawn.y[:, 0]} == {(0, 22), (1, 4)}
+    windows = Windows(y, mask, length, None, steps=6, first=first)
+    drawn = windows.draw(300, torch.Generator().manual_seed(0))
+    wanted = {(0, 22), (0, 23), (0, 24), (1, 4), (1, 5), (1, 6), (2, 2)}
+    assert {(int(a), int(b)) for a, b in drawn.y[:, 0]} == wanted

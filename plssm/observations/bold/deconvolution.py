@@ -16,7 +16,7 @@ from plssm.observations.gaussian_channels import Regression
 if TYPE_CHECKING:
     from plssm.data.batch import Modality
 
-__all__ = ["deconvolve", "standardised"]
+__all__ = ["deconvolve", "nuisance_weights", "standardised"]
 
 NOISE_SHARE = 0.3  # share of the signal's variance that is taken as noise
 FADE_SECONDS = 5.0  # after which the activity is taken to have forgotten itself
@@ -32,14 +32,35 @@ def standardised(m: Modality, known: Tensor) -> Tensor:
     Returns:
         ``[B, n, N]``, zero where nothing was observed.
     """
-    flat = known.flatten(0, 1)
+    flat, mask = known.flatten(0, 1), m.mask.flatten(0, 1)
+    theta, regression = _regress(m, flat)
+    deviation = (regression.squares(theta) / mask.sum(0).clamp_min(1)).sqrt()
+    scale = torch.where(deviation > 0, deviation, 1.0)
+    return ((regression.y - flat @ theta.mT) * mask / scale).unflatten(0, m.y.shape[:2])
+
+
+def nuisance_weights(m: Modality) -> Tensor:
+    """Weights of the nuisance regressors in a regression of the data on them and one.
+
+    Args:
+        m: The modality (samples ``[B, n, N]``, regressors ``[B, n, R]``).
+
+    Returns:
+        ``[N, R]``.
+    """
+    if m.nuisance is None:
+        return m.y.new_zeros(m.y.shape[-1], 0)
+    one = m.nuisance.new_ones(*m.nuisance.shape[:-1], 1)
+    theta, _ = _regress(m, torch.cat([one, m.nuisance], dim=-1).double().flatten(0, 1))
+    return theta[:, 1:].to(m.y.dtype)
+
+
+def _regress(m: Modality, flat: Tensor) -> tuple[Tensor, Regression]:
+    """Coefficients ``[N, Q]`` of known regressors ``[B n, Q]``, and the regression."""
     y, mask = (part.flatten(0, 1).to(flat.dtype) for part in (m.y, m.mask))
     regression = Regression(y, mask, flat, flat.new_zeros(1, 0, 0))
     every = torch.ones(flat.shape[1], dtype=torch.bool)
-    theta = regression.solve(flat.new_zeros(y.shape[1], flat.shape[1]), every)
-    deviation = (regression.squares(theta) / mask.sum(0).clamp_min(1)).sqrt()
-    scale = torch.where(deviation > 0, deviation, 1.0)
-    return ((y - flat @ theta.mT) * mask / scale).unflatten(0, m.y.shape[:2])
+    return regression.solve(flat.new_zeros(y.shape[1], flat.shape[1]), every), regression
 
 
 def deconvolve(m: Modality, residual: Tensor, kernel: Tensor, *, tr_seconds: float) -> Tensor:
