@@ -50,7 +50,7 @@ def compiled_step(dynamics: LatentDynamics, data: tuple[Tensor, ...]) -> Callabl
     start, teacher, target = data
     parameters, precision = learned(dynamics), torch.ones(dynamics.dim)
     vector = as_parts_of_one(parameters)
-    optimiser = torch.optim.RAdam([vector], lr=1e-6)
+    optimiser = torch.optim.RAdam([vector], lr=1e-6, foreach=False)
     weight = torch.full((1, STEPS, dynamics.dim), ALPHA)
 
     def step() -> None:

@@ -112,7 +112,9 @@ class Trainer:
         if not self.parameters:
             raise PlssmError("training: nothing to learn, all parameters are frozen.")
         self.vector = as_parts_of_one(self.parameters)
-        self.optimiser = torch.optim.RAdam([self.vector], lr=training.learning_rate[0])
+        self.optimiser = torch.optim.RAdam(
+            [self.vector], lr=training.learning_rate[0], foreach=False
+        )
         self.generator = torch.Generator().manual_seed(seed)
         self.rows: list[dict] = []
         self.step, self.failures, self.slower, self.idle = 0, 0, 1.0, 0
