@@ -12,6 +12,7 @@ from plssm.data import Batch
 from plssm.dynamics import OneLayerDynamics
 from plssm.errors import DataError
 from plssm.inference.forced_readouts import teacher_signal
+from plssm.inference.forcing import EVERY
 from plssm.inference.free_runs import FreeRuns
 from plssm.inference.shrinkage import shrinkage
 from plssm.inference.teacher_signal import ForcedRun
@@ -119,7 +120,7 @@ class ForcedTraining(Problem):
     @torch.no_grad()
     def _adapt(self, teacher: Tensor) -> None:
         scheme = self.engine.scheme
-        if scheme.adaptive and self.steps_done % 5 == 0:
+        if scheme.adaptive and self.steps_done % EVERY == 0:
             scheme.adapt(self.model.dynamics.jacobian(teacher), self.forcing)
         self.steps_done += 1
 

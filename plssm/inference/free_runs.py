@@ -51,9 +51,9 @@ class FreeRuns:
         whole = known[..., signal.seen_states].all(-1)
         self.patterns = [seen[b, : lengths[b]] for b in self.trials]
         longest = int(self.length.max())
-        self.long = self.inputs is None and longest >= LONG
         places = whole.nonzero()
-        if self.long and len(places):
+        self.long = self.inputs is None and longest >= LONG and bool(len(places) and self.trials)
+        if self.long:
             self.places = places[torch.linspace(0, len(places) - 1, MANY).long()]
             self.steps = min(max(longest, ENOUGH // MANY), EACH)
             self.patterns = [max(self.patterns, key=len)] * MANY
@@ -73,12 +73,14 @@ class FreeRuns:
     ) -> dict[str, float]:
         """Divergence, spectral distance, and the score: their sum, with 3 for a collapsed run.
 
+        All are NaN where no sample is complete, so that there is nothing to compare with.
+
         Args:
             dynamics: The map.
             start: First states [B, M] from those the data point at.
         """
         if not self.comparable:
-            return {"score": 0.0, "d_stsp": 0.0, "d_h": 0.0}
+            return dict.fromkeys(("score", "d_stsp", "d_h"), np.nan)
         runs = self.runs(dynamics, start)
         if not all(np.isfinite(r).all() and np.abs(r).max() < 1e6 for r in runs):
             return {"score": np.inf, "d_stsp": np.inf, "d_h": 1.0}

@@ -259,5 +259,8 @@ def _identity(engine: TeacherForcing, model: StateSpaceModel, batch: Batch) -> s
     for tensor in model.state_dict().values():
         digest.update(np.ascontiguousarray(tensor.numpy(force=True)).tobytes())
     for modality in batch.modalities.values():
-        digest.update(modality.y.numpy().tobytes())
+        digest.update(modality.y.numpy().tobytes() + modality.mask.numpy().tobytes())
+    digest.update(batch.length.numpy().tobytes())
+    if batch.inputs is not None:
+        digest.update(batch.inputs.numpy().tobytes())
     return digest.hexdigest()

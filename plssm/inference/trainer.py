@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -40,7 +41,10 @@ class Problem(ABC):
 
     @abstractmethod
     def measures(self) -> dict[str, float]:
-        """Returns what is shown and kept; ``score`` decides which state is best (lower)."""
+        """Returns what is shown and kept; ``score`` decides which state is best (lower).
+
+        Where it is NaN the mean loss since the last check takes its place.
+        """
 
     def project(self) -> None:  # noqa: B027 (most have no constraints)
         """Moves the parameters back to where they may be, after every update."""
@@ -221,6 +225,8 @@ class Trainer:
         """Takes the measures, and keeps the state if it is the best."""
         rate = self.optimiser.param_groups[0]["lr"]
         measures = self.problem.measures()
+        if math.isnan(measures["score"]):
+            measures["score"] = loss if self.rows else float("inf")
         row = {"step": self.step, "loss": loss, "learning_rate": rate}
         row |= measures | {"seconds": self.seconds}
         self.rows.append(row)

@@ -168,3 +168,17 @@ def test_a_known_mixing_readout_of_too_few_channels_is_refused():
     data = ps.Dataset.from_arrays({"x": np.random.default_rng(0).random((20, 1))})
     with pytest.raises(CapabilityError, match="do not determine"):
         TeacherForcing(steps=2).fit(model, data, progress=False)
+
+
+def test_channels_never_seen_together_are_trained_on_by_the_loss():
+    """No sample is complete: free runs cannot be compared, and the lowest loss is kept."""
+    x, _ = noisy_series(1200)
+    x[::2, 0], x[1::2, 1] = np.nan, np.nan
+    data = ps.Dataset.from_arrays({"x": x})
+    engine = TeacherForcing(steps=300, sequence=20, checks=3, fit_noise=False)
+    fit = engine.fit(gaussian(ps.dynamics.ShallowPLRNN(2, 5)), data, progress=False)
+    kept = fit.history.loc[fit.history["score"].idxmin()]
+    assert kept["step"] > 0
+    assert kept["score"] == kept["loss"] == fit.history["loss"].min()
+    assert fit.history["d_stsp"].isna().all()
+    fit.plot_convergence()
