@@ -239,7 +239,8 @@ class TeacherForcing(Engine):
             return self
         names = [n for n, kind in data.kinds.items() if kind == "continuous"] or data.names
         trials = [np.concatenate([t.values[n] for n in names], axis=1) for t in data.trials]
-        interval = time_scales(trials).forcing_interval
+        lags = min(100, max(len(t) for t in trials) // 2)
+        interval = time_scales(trials, lags=lags).forcing_interval
         return replace(self, scheme=replace(scheme, interval=interval))
 
 

@@ -182,3 +182,11 @@ def test_channels_never_seen_together_are_trained_on_by_the_loss():
     assert kept["score"] == kept["loss"] == fit.history["loss"].min()
     assert fit.history["d_stsp"].isna().all()
     fit.plot_convergence()
+
+
+def test_an_automatic_interval_of_short_trials():
+    x, _ = noisy_series(240)
+    data = ps.Dataset.from_arrays({"x": list(x.reshape(4, 60, 2))})
+    engine = TeacherForcing(scheme=SparseTF(), steps=5, sequence=20, checks=1, fit_noise=False)
+    fit = engine.fit(gaussian(ps.dynamics.ShallowPLRNN(2, 5)), data, progress=False)
+    assert np.isfinite(fit.history["loss"].iloc[-1])
