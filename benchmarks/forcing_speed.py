@@ -1,10 +1,10 @@
 """A training step under teacher forcing beside the same step as a plain eager torch loop.
 
-A step is forward, loss, backward and a RAdam update (float32, T=200, GTF): the compiled loss of
-`plssm` with its parameters in one vector, as the trainer has it, and a loop over time in torch
-(over `unbind`, never slices) with its parameters as they are. Both are timed alternately on one
-thread; `two threads` is the gain of the compiled step from a second one, `share` its rate of
-arithmetic as a share of a matrix product of 512 x 512 on one thread in the same run.
+A step is forward, loss, backward and a RAdam update (float32, T=200, GTF): that of the engine's
+trainer, with the draw of its windows, and a loop over time in torch (over `unbind`, never slices)
+on one batch that stays. Both are timed alternately on one thread; `two threads` is the gain of the
+trainer's step from a second one, `share` its rate of arithmetic as a share of a matrix product of
+512 x 512 on one thread in the same run.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import plssm as ps
 from plssm.dynamics import AlmostLinearRNN, DendriticPLRNN, LatentDynamics, ShallowPLRNN
-from plssm.inference.forced_rollout import forced_error
-from plssm.inference.trainer import as_parts_of_one
+from plssm.inference import GTF, TeacherForcing
+from plssm.inference.forced_training import ForcedTraining
+from plssm.inference.trainer import Trainer
 from plssm.kernels.forced_path import forced_path_plain
 
 STEPS, ALPHA = 200, 0.125
@@ -45,24 +47,32 @@ def learned(dynamics: LatentDynamics) -> list[nn.Parameter]:
     return [p for p in found if p.numel()]
 
 
-def compiled_step(dynamics: LatentDynamics, data: tuple[Tensor, ...]) -> Callable[[], None]:
-    """A training step as the trainer takes it."""
-    start, teacher, target = data
-    parameters, precision = learned(dynamics), torch.ones(dynamics.dim)
-    vector = as_parts_of_one(parameters)
-    optimiser = torch.optim.RAdam([vector], lr=1e-6, foreach=False)
-    weight = torch.full((1, STEPS, dynamics.dim), ALPHA)
+def trainer(dynamics: LatentDynamics, batch: int) -> Trainer:
+    """A training as the engine begins it, after a first update."""
+    generator = torch.Generator().manual_seed(1)
+    data = ps.Dataset.from_arrays({"x": torch.randn(5000, dynamics.dim, generator=generator)}, 1.0)
+    dynamics.draw_start(generator)
+    model = ps.StateSpaceModel(
+        dynamics, {"x": ps.observations.Gaussian(dynamics.dim, readout="identity")}
+    ).float()
+    engine = TeacherForcing(
+        scheme=GTF(ALPHA), sequence=STEPS, batch_size=batch, steps=10**9,
+        learning_rate=(1e-6, 1e-6),
+    )  # fmt: skip
+    trials = data.batch().to(dtype=torch.float32)
+    made = Trainer(
+        ForcedTraining(engine, model, trials, trials, seed=0), engine.training(), seed=0
+    )
+    made.update_some()
+    return made
 
-    def step() -> None:
-        loss = forced_error(
-            dynamics, start, teacher, weight, target=target, precision=precision,
-            count=target.numel(),
-        )  # fmt: skip
-        gradients = torch.autograd.grad(loss, parameters)
-        vector.grad = torch.cat([g.flatten() for g in gradients])
-        optimiser.step()
 
-    return step
+def compiled_milliseconds(training: Trainer, least: int) -> float:
+    """Time of a step, over at least so many steps."""
+    made, began = 0, time.perf_counter()
+    while made < least:
+        made += len(training.update_some())
+    return 1e3 * (time.perf_counter() - began) / made
 
 
 def eager_step(dynamics: LatentDynamics, data: tuple[Tensor, ...]) -> Callable[[], None]:
@@ -109,17 +119,17 @@ def measure(name: str, rounds: int) -> dict:
     make, batch, wanted = SETTINGS[name]
     generator = torch.Generator().manual_seed(0)
     draws = [torch.randn(batch, STEPS, make().dim, generator=generator) for _ in range(2)]
-    data = (draws[0][:, 0], *draws)
     torch.set_num_threads(1)
-    fast, slow = (f(make().float(), data) for f in (compiled_step, eager_step))
-    fast(), slow()
-    pairs = [(milliseconds(fast, 40), milliseconds(slow, 5)) for _ in range(rounds)]
-    rate = product_rate()
+    fast = trainer(make(), batch)
+    slow = eager_step(make().float(), (draws[0][:, 0], *draws))
+    slow(), fast.update_some()
+    pairs = [(compiled_milliseconds(fast, 100), milliseconds(slow, 5)) for _ in range(rounds)]
+    rate, alone = product_rate(), compiled_milliseconds(fast, 100)
     torch.set_num_threads(2)
-    fast()
-    double = milliseconds(fast, 40)
+    two = trainer(make(), batch)
+    two.update_some()
+    double = compiled_milliseconds(two, 100)
     torch.set_num_threads(1)
-    alone = milliseconds(fast, 40)
     ours, theirs = (statistics.median(x) for x in zip(*pairs, strict=True))
     return {
         "setting": name, "compiled_ms": ours, "eager_ms": theirs,

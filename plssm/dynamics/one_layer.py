@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -62,14 +63,19 @@ class OneLayerDynamics(PiecewiseLinear, ABC):
         """Returns the map as ReLU gates, in the order of `region`."""
         return self.layer().relu_form(self.C)
 
-    def bound_orbits(self) -> None:
-        """Moves A into [-0.999, 0.999] where the layer is clipped: then no orbit can escape.
+    @property
+    def decay_limit(self) -> float:
+        """Largest abs(A) with which no orbit can escape: 0.999 where the layer is clipped.
 
-        Without clipping there is no such simple bound and nothing is done; a frozen A stays.
+        Without clipping there is no such simple bound (infinity).
         """
-        if getattr(self, "clipped", False) and self.A.requires_grad:
+        return LARGEST_DECAY if getattr(self, "clipped", False) else math.inf
+
+    def bound_orbits(self) -> None:
+        """Moves A within `decay_limit`; a frozen A stays."""
+        if self.decay_limit < math.inf and self.A.requires_grad:
             with torch.no_grad():
-                self.A.clamp_(-LARGEST_DECAY, LARGEST_DECAY)
+                self.A.clamp_(-self.decay_limit, self.decay_limit)
 
     def _sizes(self) -> dict[str, int | bool]:
         return {"mean_centered": True} if self.mean_centered else {}

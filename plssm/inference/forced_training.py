@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from plssm.data import Batch
 from plssm.dynamics import OneLayerDynamics
 from plssm.errors import DataError
+from plssm.inference.compiled_updates import CompiledUpdates
 from plssm.inference.forced_readouts import teacher_signal
 from plssm.inference.forcing import EVERY
 from plssm.inference.free_runs import FreeRuns
 from plssm.inference.shrinkage import shrinkage
 from plssm.inference.teacher_signal import ForcedRun
-from plssm.inference.trainer import Problem
+from plssm.inference.trainer import FastUpdates, Problem
 from plssm.inference.windows import Windows
 from plssm.model import StateSpaceModel
 
@@ -63,7 +64,7 @@ class ForcedTraining(Problem):
         )
         self.samples = max(int(self.signal.seen.sum()), 1)
         self._penalised = bool(model.dynamics.penalty().requires_grad)
-        self._jitter = engine.noise * _spread(states, known)
+        self.jitter = engine.noise * _spread(states, known)
 
     def parameters(self) -> Sequence[nn.Parameter]:
         """The map, a mixing read-out, and the map to the hidden part of the first state."""
@@ -81,18 +82,29 @@ class ForcedTraining(Problem):
         teacher, known = signal.teacher(y[:, :-1], before)
         if engine.noise:
             draws = torch.randn(teacher.shape, generator=generator, dtype=teacher.dtype)
-            teacher = torch.addcmul(teacher, draws, self._jitter)
+            teacher = torch.addcmul(teacher, draws, self.jitter)
         share = self.forcing.shares(teacher.shape[1], progress, generator).to(teacher)
         first, inputs = self.start(teacher[:, 0]), None if inputs is None else inputs[:, 1:]
         run = ForcedRun(dynamics, first, teacher, known * share[:, None], inputs)
         total = signal.loss(run, y[:, 1:], after)
         self._adapt(teacher)
-        if engine.shrink:
+        penalty = self.penalty()
+        return total if penalty is None else total + penalty
+
+    def penalty(self) -> Tensor | None:
+        """What is added to the error: shrinkage, and the map's own penalty; None without."""
+        total, dynamics = None, self.model.dynamics
+        if self.engine.shrink:
             own = self.first_state.square().sum()
-            total = total + engine.shrink * (shrinkage(dynamics) + own)
+            total = self.engine.shrink * (shrinkage(dynamics) + own)
         if self._penalised:
-            total = total + dynamics.penalty() / self.samples
+            prior = dynamics.penalty() / self.samples
+            total = prior if total is None else total + prior
         return total
+
+    def fast(self, vector: nn.Parameter) -> FastUpdates | None:
+        """Many steps in one compiled call, for maps of the family on plain data."""
+        return CompiledUpdates.of(self, vector)
 
     def project(self) -> None:
         """Keeps the orbits of clipped maps bounded, if wanted."""

@@ -18,6 +18,7 @@ __all__ = ["FreeRuns"]
 
 LONGEST = 100_000  # steps of a trial that are compared
 MANY, EACH = 16, 20_000  # runs from places all over long recordings, and their steps at most
+SETTLE = 4  # times these steps that such runs go on before they are compared
 ENOUGH = 40_000  # steps of these runs together, at least
 LONG = 1000  # steps from which a trial is a long recording
 SHORTEST = 50  # steps of a trial for its power spectrum
@@ -29,8 +30,9 @@ PENALTY = 3.0  # what a collapsed run adds to the score
 class FreeRuns:
     """Compares free runs with the trials they were started from.
 
-    Long recordings without inputs are compared with runs from places all over them: a run that
-    ends in a fixed point after a long while is found out, and counts as collapsed. Short or driven
+    Long recordings without inputs are compared with the ends of longer runs from places all over
+    them: maps whose runs look right for a long while, until they fall onto a fixed point or a
+    cycle, are found out, and runs that no longer move count as collapsed. Short or driven
     trials are compared with one run each, from their first observed state.
 
     Args:
@@ -106,7 +108,10 @@ class FreeRuns:
             ahead = (step[:, None] + 1 + torch.arange(steps)).clamp_max(inputs.shape[1] - 1)
             inputs = inputs[trial[:, None], ahead]
         states, _ = signal.teacher(signal.y[trial, step], signal.mask[trial, step])
-        path = free_rollout(dynamics, start(states), steps, inputs)
+        z = start(states)
+        for _ in range(SETTLE if self.long else 0):
+            z = free_rollout(dynamics, z, self.steps)[:, -1]
+        path = free_rollout(dynamics, z, steps, inputs)
         pred = ((signal.predict(path) - signal.mean) / signal.sd).double().numpy()
         if self.long:
             return list(pred)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,53 @@ from torch import Tensor, nn
 from plssm.errors import PlssmError
 from plssm.inference.checkpoint import read_checkpoint, write_checkpoint
 
-__all__ = ["Problem", "Trainer", "Training", "as_parts_of_one"]
+__all__ = ["FastUpdates", "Moments", "Problem", "Trainer", "Training", "as_parts_of_one"]
 
 EPOCH = 50  # steps between two changes of the learning rate
 FAILURES = 5  # returns to the last good state after which training ends
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What RAdam knows, and how long its next steps are.
+
+    Attributes:
+        average: Average gradient [n]; changed in place.
+        squares: Average square [n]; changed in place.
+        done: Updates so far.
+        rate: Learning rate.
+        longest: Largest norm of a gradient.
+    """
+
+    average: Tensor
+    squares: Tensor
+    done: int
+    rate: float
+    longest: float
+
+
+class FastUpdates(ABC):
+    """Several updates at once, equal to single ones but for rounding."""
+
+    @abstractmethod
+    def ready(self) -> int:
+        """Returns how many updates can be made before one that must be made alone."""
+
+    @abstractmethod
+    def run(
+        self, vector: Tensor, moments: Moments, progress: np.ndarray, generator: torch.Generator
+    ) -> np.ndarray:
+        """Makes updates.
+
+        Args:
+            vector: Parameters [n]; changed in place.
+            moments: State of the optimiser; changed in place.
+            progress: How much of the training is over at each update.
+            generator: The only source of randomness.
+
+        Returns:
+            The losses; fewer than updates if one was not finite, where the updates end.
+        """
 
 
 class Problem(ABC):
@@ -45,6 +89,14 @@ class Problem(ABC):
 
         Where it is NaN the mean loss since the last check takes its place.
         """
+
+    def fast(self, vector: nn.Parameter) -> FastUpdates | None:  # noqa: ARG002 (most have none)
+        """Returns a faster way to make updates, where there is one.
+
+        Args:
+            vector: The parameters as one vector, of which they are parts.
+        """
+        return None
 
     def project(self) -> None:  # noqa: B027 (most have no constraints)
         """Moves the parameters back to where they may be, after every update."""
@@ -125,6 +177,8 @@ class Trainer:
         self.best, self.good = self.vector.detach().clone(), self.vector.detach().clone()
         self.best_score, self.seconds = float("inf"), 0.0
         self.interrupted = False
+        self._fast = problem.fast(self.vector)
+        self._marks = _marks(training.steps, training.checks)
 
     # ---- running -------------------------------------------------------------------------------
     def run(self, report: Callable[[int, dict], None] | None = None) -> pd.DataFrame:
@@ -139,31 +193,31 @@ class Trainer:
         """
         self._resume()
         began, written = time.perf_counter() - self.seconds, time.perf_counter()
-        total, training, first = 0.0, self.training, self.step
-        marks = _marks(training.steps, training.checks)
+        total, training, told = 0.0, self.training, False
         if not self.rows:
             self._check(float("nan"), report)
         try:
             while self.step < training.steps:
-                loss = self._update()
-                if loss is None:
-                    if self.failures > FAILURES:
-                        break
+                losses = self.update_some()
+                total += sum(losses)
+                self.step += len(losses)
+                if self.failures > FAILURES:
+                    break
+                if not losses:
                     continue
-                self.step += 1
-                total += loss
                 self.seconds = time.perf_counter() - began
-                if report is not None and self.step == first + 1:
-                    report(self.step, {"loss": loss})
-                if self.step in marks:
-                    self._check(total / (self.step - marks[self.step]), report)
+                if report is not None and not told:
+                    report(self.step, {"loss": losses[-1]})
+                    told = True
+                if self.step in self._marks:
+                    self._check(total / (self.step - self._marks[self.step]), report)
                     total = 0.0
                     if training.patience and self.idle >= training.patience:
                         break
                 if (
                     training.checkpoint
                     and time.perf_counter() - written > training.seconds_between
-                    and self.step in marks
+                    and self.step in self._marks
                 ):
                     self._write()
                     written = time.perf_counter()
@@ -179,13 +233,36 @@ class Trainer:
             self._write()
         return pd.DataFrame(self.rows)
 
-    def _update(self) -> float | None:
-        """One update; None where the loss or its gradient is not finite."""
+    def update_some(self) -> list[float]:
+        """Makes one update, or those up to the next check or learning rate; returns the losses.
+
+        They are fewer, or none, where one was not finite: training has gone back then.
+        """
         progress = self.step / self.training.steps
         if self.step % EPOCH == 0:
             first, last = self.training.learning_rate
             for group in self.optimiser.param_groups:
                 group["lr"] = self.slower * first * (last / first) ** progress
+        state = self.optimiser.state.get(self.vector)
+        ready = self._fast.ready() if self._fast is not None and state else 0
+        if not ready:
+            loss = self._update(progress)
+            return [] if loss is None else [loss]
+        check = next(mark for mark in self._marks if mark > self.step)
+        count = min(ready, check - self.step, EPOCH - self.step % EPOCH)
+        moments = Moments(
+            state["exp_avg"], state["exp_avg_sq"], int(state["step"]),
+            self.optimiser.param_groups[0]["lr"], self.training.clip,
+        )  # fmt: skip
+        steps = np.arange(self.step, self.step + count)
+        losses = self._fast.run(self.vector, moments, steps / self.training.steps, self.generator)
+        state["step"] += len(losses)
+        if len(losses) < count:
+            self._go_back()
+        return losses.tolist()
+
+    def _update(self, progress: float) -> float | None:
+        """One update; None where the loss or its gradient is not finite."""
         loss = self.problem.loss(progress, self.generator)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         flat = [

@@ -61,6 +61,10 @@ class Windows:
         self.complete = bool(self.mask.all()) and self.steps <= int(length.min())
         self._ahead = torch.arange(self.steps)
 
+    def draw_starts(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draws the first samples of windows [B], as rows of all trials one after the other."""
+        return self.starts[torch.randint(len(self.starts), (count,), generator=generator)]
+
     def draw(self, count: int, generator: torch.Generator) -> Window:
         """Draws windows.
 
@@ -71,7 +75,7 @@ class Windows:
         Returns:
             The windows.
         """
-        start = self.starts[torch.randint(len(self.starts), (count,), generator=generator)]
+        start = self.draw_starts(count, generator)
         rows = start[:, None] + self._ahead
         if self.complete:
             return Window(self.y[rows], None, None if self.inputs is None else self.inputs[rows])

@@ -8,6 +8,7 @@ one is not there. A weight may be [T, M, 1], one for all sequences. The sequence
 from __future__ import annotations
 
 from plssm.kernels._compile import compiled
+from plssm.kernels._lane_emitter import vector_width
 from plssm.kernels._lane_steps import (
     advance,
     collect,
@@ -19,10 +20,28 @@ from plssm.kernels._lane_steps import (
 )
 from plssm.kernels._lanes import activate, activate_back, add_outer, add_product, set_product
 
-__all__ = ["adjoint_lanes", "adjoint_room", "forward_lanes", "forward_room"]
+__all__ = [
+    "adjoint_lanes",
+    "adjoint_room",
+    "forward_lanes",
+    "forward_room",
+    "kept_units",
+    "lane_count",
+]
 
 STEPS = 32  # steps whose gradients wait before the weights' are added up
+_AGAIN = 8  # states up to which the adjoint works out again what the units see
 _LOOSE = {"contract", "nsz"}
+
+
+def lane_count(batch: int, itemsize: int) -> int:
+    """Returns how many sequences stand side by side: 16, or 8 of few."""
+    return max(16 if batch > 8 else 8, vector_width(itemsize))
+
+
+def kept_units(m: int, size: int, steps: int, lanes: int) -> int:
+    """Returns how many numbers the forward pass keeps of what the units see."""
+    return (steps if m > _AGAIN else 1) * size * lanes
 
 
 def forward_room(m: int, size: int, lanes: int) -> int:

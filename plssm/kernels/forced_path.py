@@ -18,11 +18,12 @@ from plssm.kernels.forced_lanes import (
     adjoint_room,
     forward_lanes,
     forward_room,
+    kept_units,
+    lane_count,
 )
 
 __all__ = ["forced_loss", "forced_path", "forced_path_plain"]
 
-_AGAIN = 8  # states up to which the adjoint works out again what the units see
 _ENOUGH = 2e6  # multiplications of a pass below which a second thread does not pay
 
 
@@ -184,10 +185,10 @@ class _Run:
         self.firsts = range(0, self.wide, self.lanes)
         signals = (start[:, None], teacher, weight, drive)
         self.signals = tuple(self.by_time(x) for x in signals)
-        kept = steps if keep and self.dim > _AGAIN else 1
-        sizes = (steps * self.dim, kept * self.size, steps * self.dim)
+        kept = kept_units(self.dim, self.size, steps if keep else 1, self.lanes)
+        sizes = (steps * self.dim * self.lanes, kept, steps * self.dim * self.lanes)
         self.states, self.units, self.errors = (
-            [self.scratch(size * self.lanes) for _ in self.firsts] for size in sizes
+            [self.scratch(size) for _ in self.firsts] for size in sizes
         )
 
     def scratch(self, size: int) -> np.ndarray:
@@ -335,9 +336,9 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _lanes(batch: int, work: int, dtype: np.dtype) -> int:
-    """Sequences side by side: 16, or 8 of few; where a second thread pays, each has a part."""
+    """Sequences side by side; where a second thread pays, each has a part."""
     threads = torch.get_num_threads() if work * batch > _ENOUGH else 1
-    return max(16 if -(-batch // threads) > 8 else 8, vector_width(dtype.itemsize))
+    return lane_count(-(-batch // threads), dtype.itemsize)
 
 
 def _each(run: Callable[[int], None], groups: int) -> None:

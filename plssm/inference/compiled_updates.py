@@ -1,0 +1,234 @@
+"""Runs of training steps that go through compiled code as a whole, where a problem allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plssm.dynamics import LatentDynamics, OneLayerDynamics
+from plssm.inference.forcing import EVERY
+from plssm.inference.teacher_signal import AffineSignal
+from plssm.inference.trainer import FastUpdates, Moments
+from plssm.kernels.forced_updates import (
+    Draws,
+    ForcedUpdates,
+    MapSizes,
+    Penalty,
+    ValueCopies,
+    WindowSource,
+)
+
+if TYPE_CHECKING:
+    from plssm.inference.forced_training import ForcedTraining
+
+__all__ = ["CompiledUpdates", "copied_values", "quadratic_penalty"]
+
+TOGETHER = 16  # sequences that one thread takes side by side
+_ENOUGH = 2e7  # multiplications of a pass from which threads save more than the interpreter costs
+
+
+class CompiledUpdates(FastUpdates):
+    """Steps of a :class:`ForcedTraining` in compiled code, with the draws of the single steps.
+
+    Args:
+        problem: A problem that `of` accepts.
+        copies: How the map follows from the vector of its parameters.
+        penalty: What is added to the loss.
+    """
+
+    def __init__(
+        self, problem: ForcedTraining, copies: ValueCopies, penalty: Penalty
+    ) -> None:  # fmt: skip
+        self.problem = problem
+        engine, windows, dynamics = problem.engine, problem.windows, problem.model.dynamics
+        layer = dynamics.layer()
+        units, bases = layer.thresholds.shape
+        inner = 0 if layer.inner is None else units
+        sizes = MapSizes(
+            dynamics.dim, units, bases, inner, _inputs(problem), len(problem.hidden)
+        )  # fmt: skip
+        self.updates = ForcedUpdates(
+            copies, sizes, clipped=layer.clipped, linear_units=layer.linear_units,
+            source=_source(problem), penalty=penalty,
+            limit=dynamics.decay_limit if engine.bounded else np.inf,
+            batch=engine.batch_size, steps=windows.steps - 1,
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, problem: ForcedTraining, vector: nn.Parameter) -> CompiledUpdates | None:
+        """Returns the steps of a problem; None where they cannot be compiled as a whole.
+
+        They can where the map is a member of the family whose layer repeats its parameters, the
+        penalty is quadratic, the read-out selects states, and further threads would not pay.
+
+        Args:
+            problem: The problem.
+            vector: Its parameters.
+        """
+        dynamics, signal = problem.model.dynamics, problem.signal
+        plain = isinstance(dynamics, OneLayerDynamics) and isinstance(signal, AffineSignal)
+        plain = plain and signal.readout.selects and vector.is_cpu
+        if not plain or type(dynamics).drive is not LatentDynamics.drive:
+            return None
+        batch, work = (
+            problem.engine.batch_size,
+            problem.windows.steps * dynamics.layer().outer.numel(),
+        )
+        if torch.get_num_threads() > 1 and batch > TOGETHER and batch * work > _ENOUGH:
+            return None
+        copies = copied_values(vector, lambda: _values(problem))
+        penalty = quadratic_penalty(vector, list(problem.parameters()), problem.penalty)
+        return None if copies is None or penalty is None else cls(problem, copies, penalty)
+
+    def ready(self) -> int:
+        """Returns how many steps can be taken before one that must be taken alone."""
+        if not self.problem.engine.scheme.adaptive:
+            return 10**9
+        return -self.problem.steps_done % EVERY
+
+    def run(
+        self, vector: Tensor, moments: Moments, progress: np.ndarray, generator: torch.Generator
+    ) -> np.ndarray:
+        """Takes steps (see the base class)."""
+        made = self.updates.run(
+            vector.detach().numpy(), (moments.average.numpy(), moments.squares.numpy()),
+            self._draw(progress, generator), done=moments.done, rate=moments.rate,
+            longest=moments.longest,
+        )  # fmt: skip
+        self.problem.steps_done += len(progress)
+        return made
+
+    def _draw(self, progress: np.ndarray, generator: torch.Generator) -> Draws:
+        """The random choices of single steps, in their order."""
+        problem, windows = self.problem, self.problem.windows
+        batch = problem.engine.batch_size
+        count, steps, real = len(progress), windows.steps - 1, problem.signal.y.dtype
+        noisy = count if problem.engine.noise else 0
+        starts = torch.empty(count, batch, dtype=torch.int64)
+        shares = torch.empty(count, steps, dtype=real)
+        jitter = torch.empty(noisy, batch, steps, problem.model.dim, dtype=real)
+        for s, share in enumerate(progress):
+            starts[s] = windows.draw_starts(batch, generator)
+            if noisy:
+                torch.randn(jitter.shape[1:], generator=generator, dtype=real, out=jitter[s])
+            shares[s] = problem.forcing.shares(steps, float(share), generator)
+        spread = problem.jitter.numpy().astype(jitter.numpy().dtype)
+        return Draws(starts.numpy(), shares.numpy(), jitter.numpy(), spread)
+
+
+def copied_values(vector: Tensor, read: Callable[[], Tensor]) -> ValueCopies | None:
+    """Finds out which values are copies of parameters, by trying several.
+
+    Args:
+        vector: Parameters [n]; the same afterwards.
+        read: Returns the values [P] that follow from them.
+
+    Returns:
+        The copies; None where a value is anything else than a parameter, its negative, or a
+        constant.
+    """
+    kept, count = vector.detach().clone(), vector.numel()
+    generator = torch.Generator().manual_seed(0)
+    trials = [torch.zeros(count), torch.arange(1.0, count + 1)]
+    trials += [scale * torch.randn(count, generator=generator) for scale in (1e-2, 1.0, 1e2)]
+    trials += [-trial for trial in trials]
+    found = []
+    with torch.no_grad():
+        for trial in trials:
+            vector.copy_(trial)
+            found.append(read().double())
+        vector.copy_(kept)
+    constant, numbers = found[0], found[1] - found[0]
+    index = numbers.abs().round().long() - 1
+    if count >= 2**24 or bool((index >= count).any()):
+        return None
+    sign = numbers.sign()
+    for trial, values in zip(trials, found, strict=True):
+        copy = sign * trial.to(vector.dtype).double()[index.clamp_min(0)]
+        if not torch.equal(torch.where(index >= 0, copy, constant), values):
+            return None
+    real = kept.numpy().dtype
+    held = torch.where(index >= 0, 0.0, constant)
+    return ValueCopies(index.numpy(), sign.numpy().astype(real), held.numpy().astype(real))
+
+
+def _values(problem: ForcedTraining) -> Tensor:
+    """The map's values, in the order of :class:`ValueCopies`."""
+    dynamics = problem.model.dynamics
+    layer = dynamics.layer()
+    inner = [] if layer.inner is None else [layer.inner]
+    parts = [layer.decay, layer.outer, layer.bias, *inner, layer.thresholds, layer.weights]
+    parts += [dynamics.C] if _inputs(problem) else []
+    return torch.cat([p.flatten() for p in [*parts, problem.first_state]])
+
+
+def _inputs(problem: ForcedTraining) -> int:
+    return 0 if problem.windows.inputs is None else problem.model.dynamics.n_inputs
+
+
+def _source(problem: ForcedTraining) -> WindowSource:
+    """Samples as states, with their gaps."""
+    windows, signal = problem.windows, problem.signal
+    states, known = signal.readout.states(windows.y, windows.mask)
+    seen = signal.seen_states
+    missing = seen & ~known
+    real = states.numpy().dtype
+    return WindowSource(
+        torch.where(missing, torch.nan, states).contiguous().numpy(),
+        np.empty(0, np.int64) if windows.complete else windows.end.numpy(),
+        np.empty((0, 0), real) if not _inputs(problem) else windows.inputs.contiguous().numpy(),
+        seen.numpy(),
+        signal.readout.state_precision.numpy().astype(real),
+    )
+
+
+def quadratic_penalty(
+    vector: nn.Parameter, parameters: Sequence[nn.Parameter], read: Callable[[], Tensor | None]
+) -> Penalty | None:
+    """Finds out which penalty a function is, by trying several parameters.
+
+    Args:
+        vector: Parameters [n]; the same afterwards.
+        parameters: Its parts.
+        read: Returns the penalty that follows from them, a scalar; None is nothing.
+
+    Returns:
+        The penalty; None where it is not a sum of squares and multiples of single parameters.
+    """
+    kept, real = vector.detach().clone(), vector.detach().numpy().dtype
+    noise = torch.randn(vector.shape, generator=torch.Generator().manual_seed(0)).to(kept)
+    tried = [(x, *_value_and_slope(vector, parameters, read, x))
+             for x in (torch.zeros_like(kept), torch.ones_like(kept), noise)]  # fmt: skip
+    with torch.no_grad():
+        vector.copy_(kept)
+    (_, constant, linear), (_, _, after), (x, value, slope) = tried
+    quadratic = after - linear
+    expected = (constant + linear @ x + 0.5 * quadratic @ x.square(), linear + quadratic * x)
+    tolerance = {"rtol": 1e3 * torch.finfo(vector.dtype).eps, "atol": 1e-12}
+    alike = zip(expected, (value, slope), strict=True)
+    if not all(torch.allclose(a, b, **tolerance) for a, b in alike):
+        return None
+    arrays = (linear.numpy(), quadratic.numpy(), constant.reshape(1).numpy())
+    return Penalty(*(np.ascontiguousarray(a, dtype=real) for a in arrays))
+
+
+def _value_and_slope(
+    vector: nn.Parameter, parameters: Sequence[nn.Parameter], read: Callable[[], Tensor | None],
+    at: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A function's value and gradient in all parameters."""
+    with torch.no_grad():
+        vector.copy_(at)
+    total = read()
+    if total is None:
+        return at.new_zeros(()), torch.zeros_like(at)
+    slopes = torch.autograd.grad(total, parameters, allow_unused=True)
+    flat = [
+        torch.zeros_like(p).flatten() if g is None else g.flatten()
+        for g, p in zip(slopes, parameters, strict=True)
+    ]
+    return total.detach(), torch.cat(flat)
