@@ -19,6 +19,7 @@ from plssm.errors import CapabilityError, DataError
 from plssm.observations.clock import scatter
 from plssm.observations.learning.expectation import GaussianExpectation, repeated
 from plssm.observations.learning.expected_fit import make_expectation, raise_expectation
+from plssm.observations.learning.point_expectation import PointExpectation
 from plssm.observations.learning.quadrature import (
     ExpectedDerivatives,
     channelwise_moments,
@@ -60,6 +61,7 @@ class ObservationModel(LinearPredictor):
         fill: Value in the support of the distribution that stands in for missing entries.
         channel_expectation: What the M-step maximises where channels have their own affine
             predictor; a model with a closed form may set its own class.
+        point_expectation: The same for everything else and for known paths.
         initialised: Whether the parameters were set on purpose, False for a fresh model.
         dim: Number M of latent states, None until :meth:`bind`.
     """
@@ -67,6 +69,7 @@ class ObservationModel(LinearPredictor):
     kinds: ClassVar[tuple[str, ...]] = ("continuous",)
     fill: ClassVar[float] = 0.0
     channel_expectation: ClassVar[type[GaussianExpectation]] = GaussianExpectation
+    point_expectation: ClassVar[type[PointExpectation]] = PointExpectation
 
     def __init__(
         self,

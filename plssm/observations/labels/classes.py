@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from plssm.errors import ShapeError
 from plssm.observations.labels.base import LevelModel, rows_and_regressors, set_predictors
+from plssm.observations.labels.expectation import SoftmaxExpectation
 from plssm.observations.labels.levels import LevelDistribution, pick
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Categorical(LevelModel):
     kinds: ClassVar[tuple[str, ...]] = ("label",)
     noun: ClassVar[str] = "class"
     mend: ClassVar[str] = "number the classes from 0, or build Categorical with more of them"
+    point_expectation = SoftmaxExpectation
 
     def __init__(
         self, classes: int, *, readout: str = "linear", nuisance: int = 0, bias: bool = True
@@ -96,6 +98,11 @@ class Categorical(LevelModel):
     def classes(self) -> int:
         """Number K of classes."""
         return self.levels
+
+    @property
+    def reference(self) -> int:
+        """The class whose predictor is zero, the last one."""
+        return self.levels - 1
 
     def distribution(self, features: Tensor) -> LevelDistribution:
         """Distribution of the class of each sample, batch shape ``[..., n, 1]``."""
@@ -170,6 +177,8 @@ class Bernoulli(LevelModel):
     kinds: ClassVar[tuple[str, ...]] = ("label", "count")
     noun: ClassVar[str] = "value"
     mend: ClassVar[str] = "code the outcomes as 0 and 1, or use Categorical, Ordinal or counts"
+    reference: ClassVar[int] = 0  # the level whose predictor is zero
+    point_expectation = SoftmaxExpectation
 
     def __init__(
         self, channels: int, *, readout: str = "linear", nuisance: int = 0, bias: bool = True

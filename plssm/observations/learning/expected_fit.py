@@ -14,7 +14,6 @@ from plssm.errors import CapabilityError
 from plssm.observations.learning.channel_fit import belong_to_channels, fit_channel_parameters
 from plssm.observations.learning.expectation import Expectation
 from plssm.observations.learning.newton_fit import RIDGE, fit_predictor
-from plssm.observations.learning.point_expectation import PointExpectation
 from plssm.observations.masks import observed_counts
 
 if TYPE_CHECKING:
@@ -56,10 +55,10 @@ def make_expectation(
     centre = model.at_samples(mean, m)
     spread = None if covariance is None else model.at_samples(covariance, m, event=2)
     if spread is None or not _nonzero(spread):
-        return PointExpectation(model, m, centre, None)
+        return model.point_expectation(model, m, centre, None)
     if model.readout.affine and not model.coupled:
         return model.channel_expectation(model, m, centre, spread)
-    return PointExpectation(model, m, centre, spread)
+    return model.point_expectation(model, m, centre, spread)
 
 
 def _nonzero(values: Tensor) -> bool:
