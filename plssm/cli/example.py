@@ -41,7 +41,7 @@ restarts = 3
 # hidden units as dynamics and Gaussian observations (readout identity where they are the states):
 # class = "TeacherForcing"
 # scheme = { class = "GTF", alpha = 0.3 }   # or { class = "SparseTF", interval = 16 }
-# steps = 100_000                   # updates
+# steps = 300_000                   # updates
 # sequence = 75                     # steps of a training sequence
 # checkpoint = ""                   # keep none; default: one in the folder of the run
 

@@ -79,7 +79,7 @@ class TeacherForcing(Engine):
     """
 
     scheme: ForcingScheme = field(default_factory=GTF)
-    steps: int = 100_000
+    steps: int = 300_000
     sequence: int = 75
     batch_size: int = 16
     learning_rate: tuple[float, float] = (3e-3, 1e-5)
