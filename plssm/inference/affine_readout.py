@@ -26,6 +26,7 @@ class AffineReadout:
     Attributes:
         selects: Whether every channel sees a state of its own.
         seen_states: Which states the channels say something about [M], bool.
+        column: Where the read-out selects, the state each channel sees [N].
         state_precision: Where the read-out selects, what turns errors of states into errors of
             channels in units of their spread [M].
     """
@@ -37,12 +38,12 @@ class AffineReadout:
         self.seen_states = (weight != 0).any(0) | (not self.selects)
         if not self.selects:
             return
-        self._column = (weight != 0).to(torch.uint8).argmax(1)
-        self._gain, self._bias = weight.gather(1, self._column[:, None])[:, 0], bias
+        self.column = (weight != 0).to(torch.uint8).argmax(1)
+        self._gain, self._bias = weight.gather(1, self.column[:, None])[:, 0], bias
         self.state_precision = sd.new_zeros(weight.shape[1])
-        self.state_precision[self._column] = (self._gain / sd).abs()
+        self.state_precision[self.column] = (self._gain / sd).abs()
         self._plain = bool((self._gain == 1).all() and (bias == 0).all())
-        self._in_order = torch.equal(self._column, torch.arange(weight.shape[1]))
+        self._in_order = torch.equal(self.column, torch.arange(weight.shape[1]))
 
     def parameters(self) -> list[nn.Parameter]:
         """Returns what training changes: weight and intercept of a mixing read-out."""
@@ -58,7 +59,7 @@ class AffineReadout:
         if not self.selects:
             weight, bias = stack(self.model)
             return z @ weight.T + bias
-        own = z if self._in_order else z[..., self._column]
+        own = z if self._in_order else z[..., self.column]
         return own if self._plain else own * self._gain + self._bias
 
     @torch.no_grad()
@@ -88,11 +89,11 @@ class AffineReadout:
         if self._in_order:
             return own, self.seen_states if mask is None else mask
         states = y.new_zeros(*y.shape[:-1], self.model.dim)
-        states[..., self._column] = own
+        states[..., self.column] = own
         if mask is None:
             return states, self.seen_states
         known = torch.zeros_like(states, dtype=torch.bool)
-        known[..., self._column] = mask
+        known[..., self.column] = mask
         return states, known
 
 

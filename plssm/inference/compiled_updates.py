@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plssm.dynamics import LatentDynamics, OneLayerDynamics
 from plssm.inference.forcing import EVERY
-from plssm.inference.teacher_signal import AffineSignal
+from plssm.inference.teacher_signal import StateTargets
 from plssm.inference.trainer import FastUpdates, Moments
 from plssm.kernels.forced_updates import (
     Draws,
@@ -38,10 +38,12 @@ class CompiledUpdates(FastUpdates):
         problem: A problem that `of` accepts.
         copies: How the map follows from the vector of its parameters.
         penalty: What is added to the loss.
+        compared: What the error is.
     """
 
     def __init__(
-        self, problem: ForcedTraining, copies: ValueCopies, penalty: Penalty
+        self, problem: ForcedTraining, copies: ValueCopies, penalty: Penalty,
+        compared: StateTargets,
     ) -> None:  # fmt: skip
         self.problem = problem
         engine, windows, dynamics = problem.engine, problem.windows, problem.model.dynamics
@@ -53,7 +55,7 @@ class CompiledUpdates(FastUpdates):
         )  # fmt: skip
         self.updates = ForcedUpdates(
             copies, sizes, clipped=layer.clipped, linear_units=layer.linear_units,
-            source=_source(problem), penalty=penalty,
+            source=_source(problem, compared), penalty=penalty,
             limit=dynamics.decay_limit if engine.bounded else np.inf,
             batch=engine.batch_size, steps=windows.steps - 1,
         )  # fmt: skip
@@ -63,16 +65,18 @@ class CompiledUpdates(FastUpdates):
         """Returns the steps of a problem; None where they cannot be compiled as a whole.
 
         They can where the map is a member of the family whose layer repeats its parameters, the
-        penalty is quadratic, the read-out selects states, and further threads would not pay.
+        penalty is quadratic, each channel sees one state, and further threads would not pay.
 
         Args:
             problem: The problem.
             vector: Its parameters.
         """
-        dynamics, signal = problem.model.dynamics, problem.signal
-        plain = isinstance(dynamics, OneLayerDynamics) and isinstance(signal, AffineSignal)
-        plain = plain and signal.readout.selects and vector.is_cpu
-        if not plain or type(dynamics).drive is not LatentDynamics.drive:
+        dynamics, windows = problem.model.dynamics, problem.windows
+        if not isinstance(dynamics, OneLayerDynamics) or not vector.is_cpu:
+            return None
+        with torch.no_grad():
+            compared = problem.signal.by_state(windows.y, windows.mask)
+        if compared is None or type(dynamics).drive is not LatentDynamics.drive:
             return None
         batch, work = (
             problem.engine.batch_size,
@@ -82,7 +86,9 @@ class CompiledUpdates(FastUpdates):
             return None
         copies = copied_values(vector, lambda: _values(problem))
         penalty = quadratic_penalty(vector, list(problem.parameters()), problem.penalty)
-        return None if copies is None or penalty is None else cls(problem, copies, penalty)
+        if copies is None or penalty is None:
+            return None
+        return cls(problem, copies, penalty, compared)
 
     def ready(self) -> int:
         """Returns how many steps can be taken before one that must be taken alone."""
@@ -170,19 +176,21 @@ def _inputs(problem: ForcedTraining) -> int:
     return 0 if problem.windows.inputs is None else problem.model.dynamics.n_inputs
 
 
-def _source(problem: ForcedTraining) -> WindowSource:
-    """Samples as states, with their gaps."""
+@torch.no_grad()
+def _source(problem: ForcedTraining, compared: StateTargets) -> WindowSource:
+    """Teacher and targets of all samples, with their gaps."""
     windows, signal = problem.windows, problem.signal
-    states, known = signal.readout.states(windows.y, windows.mask)
+    states, known = signal.teacher(windows.y, windows.mask)
     seen = signal.seen_states
-    missing = seen & ~known
-    real = states.numpy().dtype
+    real, response = states.numpy().dtype, compared.response
     return WindowSource(
-        torch.where(missing, torch.nan, states).contiguous().numpy(),
+        torch.where(seen & ~known, torch.nan, states).contiguous().numpy(),
+        compared.targets.contiguous().numpy(),
+        None if response is None else np.ascontiguousarray(response.numpy(), real),
         np.empty(0, np.int64) if windows.complete else windows.end.numpy(),
         np.empty((0, 0), real) if not _inputs(problem) else windows.inputs.contiguous().numpy(),
         seen.numpy(),
-        signal.readout.state_precision.numpy().astype(real),
+        compared.precision.numpy().astype(real),
     )
 
 

@@ -14,6 +14,7 @@ from plssm.inference.affine_readout import AffineReadout
 from plssm.inference.forced_rollout import forced_rollout
 from plssm.inference.teacher_signal import (
     ForcedRun,
+    StateTargets,
     TeacherSignal,
     moments,
     on_clock,
@@ -76,6 +77,26 @@ class ConvolvedSignal(TeacherSignal):
         pred, n = self.predict(forced_rollout(*run)), self.channels
         seen = None if mask is None else mask[:, self.lead :, :n]
         return squared_error(pred, y[:, self.lead :, :n], seen, self.sd)
+
+    def by_state(self, y: Tensor, mask: Tensor) -> StateTargets | None:
+        """Returns samples and responses, where each channel sees a state of its own.
+
+        Only for responses that are not learned (see the base class).
+        """
+        if not self.readout.selects or self.parameters():
+            return None
+        state, steps = self.readout.column, self.lead + 1
+        impulse = y.new_zeros(2 * self.lead + 1, len(self.seen_states))
+        rest = self.predict(impulse[None])[0, :1]
+        impulse[self.lead] = 1.0
+        response = y.new_zeros(steps, len(self.seen_states))
+        response[:, state] = self.predict(impulse[None])[0] - rest
+        targets = y.new_full((len(y), len(self.seen_states)), torch.nan)
+        samples = torch.where(mask, y, torch.nan)[:, : self.channels]
+        targets[:, state] = samples - rest
+        precision = torch.zeros_like(response[0])
+        precision[state] = 1.0 / self.sd
+        return StateTargets(targets, precision, response)
 
     def predict(self, z: Tensor) -> Tensor:
         """Returns what the scanner would see (see the base class)."""

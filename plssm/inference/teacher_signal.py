@@ -17,7 +17,15 @@ from plssm.inference.forced_rollout import forced_error, forced_rollout
 from plssm.inference.step_samples import on_grid
 from plssm.model import StateSpaceModel
 
-__all__ = ["AffineSignal", "ForcedRun", "TeacherSignal", "moments", "on_clock", "squared_error"]
+__all__ = [
+    "AffineSignal",
+    "ForcedRun",
+    "StateTargets",
+    "TeacherSignal",
+    "moments",
+    "on_clock",
+    "squared_error",
+]
 
 
 class ForcedRun(NamedTuple):
@@ -36,6 +44,22 @@ class ForcedRun(NamedTuple):
     teacher: Tensor
     weight: Tensor
     inputs: Tensor | None
+
+
+class StateTargets(NamedTuple):
+    r"""What single states are compared with, each alone and through a fixed response.
+
+    .. math:: \frac1n \sum_{t,m} \lambda_m^2 \Big(\sum_l r_{lm} z_{t-l,m} - y_{tm}\Big)^2
+
+    Attributes:
+        targets: y [N, M], NaN where nothing is compared.
+        precision: lambda [M].
+        response: r [L, M]; None is one lag with weight 1.
+    """
+
+    targets: Tensor
+    precision: Tensor
+    response: Tensor | None
 
 
 class TeacherSignal(ABC):
@@ -87,6 +111,15 @@ class TeacherSignal(ABC):
             mask: Part of `mask`, or None.
         """
 
+    def by_state(self, y: Tensor, mask: Tensor) -> StateTargets | None:  # noqa: ARG002 (default)
+        """Returns what makes the loss a sum over states; None where it is not one.
+
+        Args:
+            y: Part of `y` [N, C].
+            mask: Part of `mask` [N, C].
+        """
+        return None
+
     @abstractmethod
     def predict(self, z: Tensor) -> Tensor:
         """Returns what the channels would be: a path [..., T, M] to [..., T - lead, N]."""
@@ -132,6 +165,14 @@ class AffineSignal(TeacherSignal):
             target, count = torch.where(known, target, torch.nan), max(int(mask.sum()), 1)
         precision = self.readout.state_precision
         return forced_error(*run, target=target, precision=precision, count=count)
+
+    def by_state(self, y: Tensor, mask: Tensor) -> StateTargets | None:
+        """Returns the states that channels select (see the base class)."""
+        if not self.readout.selects:
+            return None
+        states, known = self.readout.states(y, mask)
+        targets = torch.where(known, states, torch.nan)
+        return StateTargets(targets, self.readout.state_precision, None)
 
     def predict(self, z: Tensor) -> Tensor:
         """Returns what the channels would be (see the base class)."""

@@ -20,7 +20,7 @@ FIRST, SECOND, TINY = 0.9, 0.999, 1e-8  # decay of the moments, and what keeps t
 @compiled
 def _gather(windows, draws, s, signals, known):
     """Fills teacher, share and target of a batch; returns how many numbers are compared."""
-    samples, ends, _ = windows
+    samples, targets, ends, _, lead = windows
     starts, shares, jitter, spread = draws
     _, teacher, weight, target, _ = signals
     steps, m, wide = teacher.shape
@@ -32,24 +32,28 @@ def _gather(windows, draws, s, signals, known):
         for t in range(steps + 1):
             row = min(first + t, end - 1)
             for i in range(m):
-                value = samples[row, i]
-                missing = np.isnan(value) or first + t >= end
+                outside = first + t >= end
                 if t < steps:
+                    value = samples[row, i]
+                    missing = np.isnan(value) or outside
                     teacher[t, i, b] = 0.0 if missing else value
                     if jitter.shape[0]:
                         teacher[t, i, b] += jitter[s, own, t, i] * spread[i]
                     if b < weight.shape[2]:
                         weight[t, i, b] = 0.0 if missing or not known[i] else shares[s, t]
                 if t:
-                    target[t - 1, i, b] = np.nan if missing or b >= batch else value
-                    count += known[i] and not missing and b < batch
+                    value = targets[row, i]
+                    if outside or b >= batch or t <= lead:
+                        value = targets.dtype.type(np.nan)
+                    target[t - 1, i, b] = value
+                    count += not np.isnan(value)
     return count
 
 
 @compiled
 def _begin(windows, starts, s, signals, known, hidden_map, input_map):
     """Fills the first states (hidden ones: a linear map of the others) and the inputs' drive."""
-    _, ends, inputs = windows
+    _, _, ends, inputs, _ = windows
     start, teacher, _, _, drive = signals
     steps, m, wide = teacher.shape
     for b in range(wide):
@@ -79,7 +83,7 @@ def _begin(windows, starts, s, signals, known, hidden_map, input_map):
 @compiled
 def _finish(windows, starts, s, teacher, known, to_start, to_drive, g_hidden, g_inputs):
     """Adds the gradients of the map to the hidden first states and of the inputs' matrix."""
-    _, ends, inputs = windows
+    _, _, ends, inputs, _ = windows
     steps, m, _ = teacher.shape
     for b in range(starts.shape[1]):
         hidden = 0
@@ -125,23 +129,62 @@ def _rectified_adam(vector, gradient, average, squares, number, rate):
         vector[i] -= change
 
 
+@compiled(fastmath={"contract", "nsz"})
+def _through_response(path, gradient, target, response, precision, first, lanes):
+    """Compares a convolved path with its target; writes the gradient in the path.
+
+    Returns:
+        The sum of the squared differences in units of the precision.
+    """
+    steps, m, _ = path.shape
+    lags, last = len(response), first + lanes
+    gradient[:, :, first:last] = 0.0
+    error, squares = np.empty(lanes, path.dtype), 0.0
+    for t in range(lags - 1, steps):
+        for i in range(m):
+            error[:] = 0.0
+            for k in range(lags):
+                now, row = response[k, i], path[t - k, i]
+                for x in range(lanes):
+                    error[x] += now * row[first + x]
+            for x in range(lanes):
+                wanted = target[t, i, first + x]
+                off = precision[i] * (error[x] - wanted)
+                off = path.dtype.type(0.0) if np.isnan(wanted) else off
+                squares += off * off
+                error[x] = precision[i] * off
+            for k in range(lags):
+                now, row = response[k, i], gradient[t - k, i]
+                for x in range(lanes):
+                    row[first + x] += now * error[x]
+    return squares
+
+
 @compiled
-def _one_gradient(layer, sums, signals, precision, to_drive, to_start, room, per_square, vectors):
+def _one_gradient(
+    layer, sums, signals, response, precision, backs, room, per_square, vectors
+):  # fmt: skip
     """Adds the gradients of a batch to the sums; returns the sum of squared errors."""
     start, teacher, weight, target, drive = signals
+    to_drive, to_start, path, gradient = backs
     errors, states, units, forward, adjoint = room
     lanes = len(vectors) * (64 // states.itemsize)
     none = np.empty((0, start.shape[1], 0), start.dtype)
+    compared = none if path.shape[0] else target
     scale = np.empty(1, start.dtype)
     scale[0] = per_square
     squares = 0.0
     for first in range(0, start.shape[2], lanes):
         squares += forward_lanes(
-            layer, start, teacher, weight, drive, none, target, precision, errors, states, units,
-            forward, first, vectors,
+            layer, start, teacher, weight, drive, path, compared, precision, errors, states,
+            units, forward, first, vectors,
         )  # fmt: skip
+        if path.shape[0]:
+            squares += _through_response(
+                path, gradient, target, response, precision, first, lanes
+            )  # fmt: skip
         adjoint_lanes(
-            layer, weight, states, units, none, errors, scale, sums, none, to_drive, to_start,
+            layer, weight, states, units, gradient, errors, scale, sums, none, to_drive, to_start,
             adjoint, first, vectors,
         )  # fmt: skip
     return squares
@@ -165,8 +208,8 @@ def _views(values, shapes):
 
 @compiled
 def update_steps(
-    vector, moments, copies, penalty, shapes, layout, windows, draws, known, precision, signals,
-    backs, room, rules, losses, vectors,
+    vector, moments, copies, penalty, shapes, layout, windows, draws, known, response, precision,
+    signals, backs, room, rules, losses, vectors,
 ):  # fmt: skip
     """Trains for as many steps as there are draws; stops where a loss is not finite.
 
@@ -178,14 +221,18 @@ def update_steps(
         penalty: (linear [n], quadratic [n], constant [1]): q/2 x^2 + l x is added to the loss.
         shapes: (M, L, B, rows of the inner matrix, K, hidden first states).
         layout: (clipped, linear units, learn): numbers.
-        windows: (samples [N, M] with NaN where missing, end of the trial of each sample [N] or
-            empty where all windows are whole, inputs [N, K]).
+        windows: (teacher [N, M] and targets [N, M], both with NaN where missing; end of the trial
+            of each sample [N], or empty where all windows are whole; inputs [N, K]; number of
+            steps that are not compared).
         draws: (starts [S, batch], shares of the teacher [S, T], jitter [S, batch, T, M] or empty,
             its spread [M]).
         known: Whether a state is seen [M].
+        response: [L, M], what each state is convolved with before it is compared; unused where
+            there is no room for a path.
         precision: [M], by which differences are multiplied.
         signals: (start, teacher, weight, target, drive): room for a batch.
-        backs: (to_drive, to_start): room for gradients.
+        backs: (to_drive, to_start, path, gradient): room for gradients; path and gradient are
+            empty where the states themselves are compared.
         room: (errors, states, units, forward, adjoint): scratch.
         rules: (updates so far, learning rate, largest gradient, largest decay).
         losses: [S], receives the loss of every step.
@@ -198,7 +245,6 @@ def update_steps(
     linear, quadratic, offset = penalty
     done, rate, longest, limit = rules
     clipped, linear_units, learn = layout
-    to_drive, to_start = backs
     values, sums = np.empty(index.size, vector.dtype), np.empty(index.size, vector.dtype)
     gradient, clip = np.empty_like(vector), np.zeros(1, vector.dtype)
     own, g_clip = _views(values, shapes), np.zeros(1, vector.dtype)
@@ -216,9 +262,9 @@ def update_steps(
         count = max(_gather(windows, draws, s, signals, known), 1)
         _begin(windows, draws[0], s, signals, known, own[7], own[6])
         loss = _one_gradient(
-            layer, gradients, signals, precision, to_drive, to_start, room, 2.0 / count, vectors
+            layer, gradients, signals, response, precision, backs, room, 2.0 / count, vectors
         ) / count  # fmt: skip
-        _finish(windows, draws[0], s, signals[1], known, to_start, to_drive, g[7], g[6])
+        _finish(windows, draws[0], s, signals[1], known, backs[1], backs[0], g[7], g[6])
         if clipped and learn:
             g[5][:] += g_clip[0]
         loss += offset[0]

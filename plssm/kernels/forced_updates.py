@@ -57,6 +57,9 @@ class WindowSource(NamedTuple):
 
     Attributes:
         states: The states that samples point at [N, M]; NaN where missing, 0 where never seen.
+        targets: What states are compared with [N, M]; NaN where they are not.
+        response: What they are convolved with before [L, M]; its first L - 1 steps are not
+            compared. None where they are compared as they are.
         ends: End of the trial of each sample [N], int64; empty where all windows are whole.
         inputs: Inputs [N, K].
         known: Which states are seen [M], bool.
@@ -64,6 +67,8 @@ class WindowSource(NamedTuple):
     """
 
     states: np.ndarray
+    targets: np.ndarray
+    response: np.ndarray | None
     ends: np.ndarray
     inputs: np.ndarray
     known: np.ndarray
@@ -138,7 +143,11 @@ class ForcedUpdates:
             self._room(1, m, wide), self._room(steps, m, wide), self._room(steps, m, shared),
             self._room(steps, m, wide), self._room(drive, m, wide if drive else 0),
         )  # fmt: skip
-        self.backs = (self._room(drive, m, wide if drive else 0), self._room(1, m, wide))
+        convolved = steps if source.response is not None else 0
+        self.backs = (
+            self._room(drive, m, wide if drive else 0), self._room(1, m, wide),
+            *(self._room(convolved, m, wide if convolved else 0) for _ in range(2)),
+        )  # fmt: skip
         self.room = tuple(
             self._room(n)
             for n in (
@@ -170,11 +179,14 @@ class ForcedUpdates:
             The losses of the steps; fewer than draws where a loss or gradient was not finite:
             that step is not made.
         """
-        losses = np.empty(len(draws.starts))
+        source, losses = self.source, np.empty(len(draws.starts))
+        response = source.response
+        response = np.zeros((1, self.sizes.dim), self.dtype) if response is None else response
+        windows = (source.states, source.targets, source.ends, source.inputs, len(response) - 1)
         made = update_steps(
             vector, moments, tuple(self.copies), tuple(self.penalty), tuple(self.sizes),
-            self.layout, tuple(self.source[:3]), tuple(draws), self.source.known,
-            self.source.precision, self.signals, self.backs, self.room,
-            (done, rate, longest, self.limit), losses, self.vectors,
+            self.layout, windows, tuple(draws), source.known, response, source.precision,
+            self.signals, self.backs, self.room, (done, rate, longest, self.limit), losses,
+            self.vectors,
         )  # fmt: skip
         return losses[:made]

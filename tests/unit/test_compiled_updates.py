@@ -11,6 +11,7 @@ import plssm as ps
 from plssm.dynamics import PLRNN, AlmostLinearRNN, DendriticPLRNN, ShallowPLRNN
 from plssm.inference import GTF, SparseTF, TeacherForcing
 from plssm.inference.compiled_updates import copied_values, quadratic_penalty
+from plssm.inference.forced_readouts import start_readouts
 from plssm.inference.forced_training import ForcedTraining
 from plssm.inference.trainer import Trainer
 
@@ -63,6 +64,31 @@ def trainer(name, setting, kind="whole", *, dtype="float64", steps=60, **options
     return Trainer(problem, engine.training(), seed=3)
 
 
+def bold_trainer(dim, *, mixed=False, learn=False):
+    """A trainer on BOLD of three regions, alone or beside a Gaussian channel."""
+    rng = np.random.default_rng(1)
+    x = [rng.standard_normal((n, 3)).cumsum(0) for n in (60, 41)]
+    x[0][22, 0] = np.nan
+    values, kinds = {"bold": x}, {"bold": "bold"}
+    response = ps.observations.DoubleGamma(
+        time_to_peak=1.5, time_to_undershoot=3.0, length_seconds=5.0, learn=learn
+    )
+    observations = {"bold": ps.observations.BOLD(3, tr_seconds=1.0, hrf=response)}
+    if mixed:
+        values["eeg"] = [rng.standard_normal((n, 1)) for n in (60, 41)]
+        observations["eeg"] = ps.observations.Gaussian(1)
+    data = ps.Dataset.from_arrays(values, 1.0, kinds=kinds)
+    dynamics = ShallowPLRNN(dim, 12)
+    dynamics.draw_start(torch.Generator().manual_seed(1))
+    model = ps.StateSpaceModel(dynamics, observations)
+    start_readouts(model, data.batch())
+    engine = TeacherForcing(
+        scheme=GTF(0.2), steps=60, sequence=9, batch_size=5, learning_rate=(0.03, 0.001)
+    )
+    problem = ForcedTraining(engine, model, data.batch(), data.batch(), seed=2)
+    return Trainer(problem, engine.training(), seed=3)
+
+
 def run(made, *, fast):
     """Losses of all updates and the parameters after them."""
     assert made._fast is not None
@@ -97,6 +123,19 @@ def test_runs_equal_single_steps_in_single_precision(name):
     wanted, single, _ = run(trainer(name, "noise", "gaps", dtype="float32"), fast=False)
     np.testing.assert_allclose(losses, wanted, rtol=1e-4)  # rounding grows along 60 updates
     torch.testing.assert_close(vector, single, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dim", "mixed"), [(3, False), (5, False), (4, True), (6, True)])
+def test_runs_through_a_response_equal_single_steps(dim, mixed):
+    losses, vector, _ = run(bold_trainer(dim, mixed=mixed), fast=True)
+    wanted, single, _ = run(bold_trainer(dim, mixed=mixed), fast=False)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-9)
+    torch.testing.assert_close(vector, single, rtol=1e-7, atol=1e-9)
+
+
+def test_mixing_readouts_and_learned_responses_take_single_steps():
+    assert bold_trainer(2)._fast is None
+    assert bold_trainer(3, learn=True)._fast is None
 
 
 def test_frozen_parameters_stay():
