@@ -40,7 +40,8 @@ restarts = 3
 # Or, for chaotic systems, these lines in place of the four above, with a ShallowPLRNN of some
 # hidden units as dynamics and Gaussian observations (readout identity where they are the states):
 # class = "TeacherForcing"
-# scheme = { class = "GTF", alpha = 0.3 }   # or { class = "SparseTF", interval = 16 }
+# scheme = { class = "GTF", alpha = 0.3, final_alpha = 0.05 }
+#                                   # or { class = "SparseTF", interval = 16 }
 # steps = 300_000                   # updates
 # sequence = 75                     # steps of a training sequence
 # checkpoint = ""                   # keep none; default: one in the folder of the run

@@ -48,7 +48,9 @@ class TeacherForcing(Engine):
     Args:
         seed: Seed of start values and batches.
         modality_weights: See :class:`Engine`; must be None.
-        scheme: :class:`GTF` or :class:`SparseTF`.
+        scheme: :class:`GTF` or :class:`SparseTF`. The default draws strongly at first, when long
+            free runs mean nothing yet, and weakly at the end, when the loss should see whether
+            an orbit spirals outwards over many steps.
         steps: Number of updates.
         sequence: Steps of a training sequence that are compared with data; the memory of BOLD
             comes before them.
@@ -78,7 +80,7 @@ class TeacherForcing(Engine):
         chaotic dynamics with RNNs, arXiv:2110.07238.
     """
 
-    scheme: ForcingScheme = field(default_factory=GTF)
+    scheme: ForcingScheme = field(default_factory=lambda: GTF(0.3, final_alpha=0.05))
     steps: int = 300_000
     sequence: int = 75
     batch_size: int = 16
