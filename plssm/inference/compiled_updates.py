@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from plssm.dynamics import LatentDynamics, OneLayerDynamics
+from plssm.errors import PlssmError
 from plssm.inference.forcing import EVERY
 from plssm.inference.teacher_signal import StateTargets
 from plssm.inference.trainer import FastUpdates, Moments
+from plssm.kernels.forced_lanes import lane_count
 from plssm.kernels.forced_updates import (
     Draws,
     ForcedUpdates,
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledUpdates", "copied_values", "quadratic_penalty"]
 
-TOGETHER = 16  # sequences that one thread takes side by side
+_NUMBERS = 2**22  # random numbers of noise that are drawn in advance
 _ENOUGH = 2e7  # multiplications of a pass from which threads save more than the interpreter costs
 
 
@@ -76,37 +79,48 @@ class CompiledUpdates(FastUpdates):
             return None
         with torch.no_grad():
             compared = problem.signal.by_state(windows.y, windows.mask)
-        if compared is None or type(dynamics).drive is not LatentDynamics.drive:
+        kind = type(dynamics)
+        own = kind.drive is not LatentDynamics.drive
+        own |= kind.bound_orbits is not OneLayerDynamics.bound_orbits
+        if compared is None or own:
             return None
-        batch, work = (
-            problem.engine.batch_size,
-            problem.windows.steps * dynamics.layer().outer.numel(),
-        )
-        if torch.get_num_threads() > 1 and batch > TOGETHER and batch * work > _ENOUGH:
+        batch = problem.engine.batch_size
+        work = batch * windows.steps * dynamics.layer().outer.numel()
+        if torch.get_num_threads() > 1 and _groups(batch, vector) > 1 and work > _ENOUGH:
             return None
-        copies = copied_values(vector, lambda: _values(problem))
-        penalty = quadratic_penalty(vector, list(problem.parameters()), problem.penalty)
+        try:
+            copies = copied_values(vector, lambda: _values(problem))
+            penalty = quadratic_penalty(vector, list(problem.parameters()), problem.penalty)
+        except (RuntimeError, ValueError, ArithmeticError, PlssmError):
+            return None  # the map is not defined for the parameters tried
         if copies is None or penalty is None:
             return None
         return cls(problem, copies, penalty, compared)
 
     def ready(self) -> int:
         """Returns how many steps can be taken before one that must be taken alone."""
-        if not self.problem.engine.scheme.adaptive:
-            return 10**9
-        return -self.problem.steps_done % EVERY
+        if self.problem.engine.scheme.adaptive:
+            return -self.problem.steps_done % EVERY
+        numbers = self.updates.signals[1].size if self.problem.engine.noise else 1
+        return max(_NUMBERS // numbers, 1)
 
     def run(
         self, vector: Tensor, moments: Moments, progress: np.ndarray, generator: torch.Generator
     ) -> np.ndarray:
         """Takes steps (see the base class)."""
-        made = self.updates.run(
+        before, strength = generator.get_state(), self.problem.forcing.alpha
+        losses = self.updates.run(
             vector.detach().numpy(), (moments.average.numpy(), moments.squares.numpy()),
             self._draw(progress, generator), done=moments.done, rate=moments.rate,
             longest=moments.longest,
         )  # fmt: skip
-        self.problem.steps_done += len(progress)
-        return made
+        tried = min(len(losses) + 1, len(progress))
+        if len(losses) < len(progress):  # as if the steps after the failed one were never drawn
+            generator.set_state(before)
+            self.problem.forcing.alpha = strength
+            self._draw(progress[:tried], generator)
+        self.problem.steps_done += tried
+        return losses
 
     def _draw(self, progress: np.ndarray, generator: torch.Generator) -> Draws:
         """The random choices of single steps, in their order."""
@@ -126,6 +140,23 @@ class CompiledUpdates(FastUpdates):
         return Draws(starts.numpy(), shares.numpy(), jitter.numpy(), spread)
 
 
+@contextmanager
+def _left_as_it_was(vector: Tensor) -> Iterator[None]:
+    """Puts parameters back after trials, without gradients."""
+    kept = vector.detach().clone()
+    with torch.no_grad():
+        try:
+            yield
+        finally:
+            vector.copy_(kept)
+
+
+def _groups(batch: int, vector: Tensor) -> int:
+    """Groups of sequences that torch's threads would take side by side."""
+    share = -(-batch // torch.get_num_threads())
+    return -(-batch // lane_count(share, vector.element_size()))
+
+
 def copied_values(vector: Tensor, read: Callable[[], Tensor]) -> ValueCopies | None:
     """Finds out which values are copies of parameters, by trying several.
 
@@ -143,11 +174,10 @@ def copied_values(vector: Tensor, read: Callable[[], Tensor]) -> ValueCopies | N
     trials += [scale * torch.randn(count, generator=generator) for scale in (1e-2, 1.0, 1e2)]
     trials += [-trial for trial in trials]
     found = []
-    with torch.no_grad():
+    with _left_as_it_was(vector):
         for trial in trials:
             vector.copy_(trial)
             found.append(read().double())
-        vector.copy_(kept)
     constant, numbers = found[0], found[1] - found[0]
     index = numbers.abs().round().long() - 1
     if count >= 2**24 or bool((index >= count).any()):
@@ -209,10 +239,9 @@ def quadratic_penalty(
     """
     kept, real = vector.detach().clone(), vector.detach().numpy().dtype
     noise = torch.randn(vector.shape, generator=torch.Generator().manual_seed(0)).to(kept)
-    tried = [(x, *_value_and_slope(vector, parameters, read, x))
-             for x in (torch.zeros_like(kept), torch.ones_like(kept), noise)]  # fmt: skip
-    with torch.no_grad():
-        vector.copy_(kept)
+    with _left_as_it_was(vector):
+        tried = [(x, *_value_and_slope(vector, parameters, read, x))
+                 for x in (torch.zeros_like(kept), torch.ones_like(kept), noise)]  # fmt: skip
     (_, constant, linear), (_, _, after), (x, value, slope) = tried
     quadratic = after - linear
     expected = (constant + linear @ x + 0.5 * quadratic @ x.square(), linear + quadratic * x)
@@ -229,9 +258,9 @@ def _value_and_slope(
     at: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A function's value and gradient in all parameters."""
-    with torch.no_grad():
-        vector.copy_(at)
-    total = read()
+    vector.copy_(at)
+    with torch.enable_grad():
+        total = read()
     if total is None:
         return at.new_zeros(()), torch.zeros_like(at)
     slopes = torch.autograd.grad(total, parameters, allow_unused=True)

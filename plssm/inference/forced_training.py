@@ -103,7 +103,7 @@ class ForcedTraining(Problem):
         return total
 
     def fast(self, vector: nn.Parameter) -> FastUpdates | None:
-        """Many steps in one compiled call, for maps of the family on plain data."""
+        """Many steps in one compiled call, for maps of the family and channels of one state."""
         return CompiledUpdates.of(self, vector)
 
     def project(self) -> None:

@@ -32,7 +32,8 @@ class FreeRuns:
 
     Long recordings without inputs are compared with the ends of longer runs from places all over
     them: maps whose runs look right for a long while, until they fall onto a fixed point or a
-    cycle, are found out, and runs that no longer move count as collapsed. Short or driven
+    cycle, are found out, and runs that no longer move count as collapsed. (Data that come to rest
+    themselves are compared with runs from their places on.) Short or driven
     trials are compared with one run each, from their first observed state.
 
     Args:
@@ -52,6 +53,7 @@ class FreeRuns:
         _, known = signal.teacher(signal.y, signal.mask)
         whole = known[..., signal.seen_states].all(-1)
         self.patterns = [seen[b, : lengths[b]] for b in self.trials]
+        self.settle = 0
         longest = int(self.length.max())
         places = whole.nonzero()
         self.long = self.inputs is None and longest >= LONG and bool(len(places) and self.trials)
@@ -59,6 +61,7 @@ class FreeRuns:
             self.places = places[torch.linspace(0, len(places) - 1, MANY).long()]
             self.steps = min(max(longest, ENOUGH // MANY), EACH)
             self.patterns = [max(self.patterns, key=len)] * MANY
+            self.settle = SETTLE if self._alive().any() else 0
         else:
             rows = torch.arange(len(self.length))
             self.places = torch.stack([rows, whole.to(torch.uint8).argmax(1)], dim=1)
@@ -109,7 +112,7 @@ class FreeRuns:
             inputs = inputs[trial[:, None], ahead]
         states, _ = signal.teacher(signal.y[trial, step], signal.mask[trial, step])
         z = start(states)
-        for _ in range(SETTLE if self.long else 0):
+        for _ in range(self.settle):
             z = free_rollout(dynamics, z, self.steps)[:, -1]
         path = free_rollout(dynamics, z, steps, inputs)
         pred = ((signal.predict(path) - signal.mean) / signal.sd).double().numpy()
@@ -125,6 +128,9 @@ class FreeRuns:
     def _collapsed(self, runs: list[np.ndarray]) -> bool:
         """Whether the end of a run hardly moves in a channel, where the end of the data does."""
         ends = [r[-len(r) // 4 :].std(0) for r in runs]
+        return bool((np.array(ends) < COLLAPSED)[:, self._alive()].any())
+
+    def _alive(self) -> np.ndarray:
+        """Which channels still move at the end of the data [N], bool."""
         longest = max(self.truth, key=len)
-        alive = longest[-len(longest) // 4 :].std(0) > 2 * COLLAPSED
-        return bool((np.array(ends) < COLLAPSED)[:, alive].any())
+        return longest[-len(longest) // 4 :].std(0) > 2 * COLLAPSED

@@ -145,7 +145,8 @@ class Trainer:
     """Runs the updates of a problem.
 
     The parameters become parts of one vector, so that an update, a norm and a copy are one call
-    each. A loss or gradient that is not finite takes training back to the last check, with half
+    each; problems that have a faster way make many updates in one call (:meth:`Problem.fast`). A
+    loss or gradient that is not finite takes training back to the last check, with half
     the learning rate. With the same seed the result is the same, whether or not the run was
     interrupted.
 
@@ -185,8 +186,9 @@ class Trainer:
         """Trains to the end, and leaves the parameters with the best score in place.
 
         Args:
-            report: Called after every check with the step and the measures, and after the first
-                update, before which kernels may be compiled, with the step and the loss.
+            report: Called after every check with the step and the measures, and once with the step
+                and the loss when everything is compiled: after the first update, or the first run
+                of updates where they come in runs.
 
         Returns:
             One row per check: step, loss, learning rate, measures, seconds.
@@ -200,13 +202,12 @@ class Trainer:
             while self.step < training.steps:
                 losses = self.update_some()
                 total += sum(losses)
-                self.step += len(losses)
                 if self.failures > FAILURES:
                     break
                 if not losses:
                     continue
                 self.seconds = time.perf_counter() - began
-                if report is not None and not told:
+                if report is not None and not told and (self._fast is None or len(losses) > 1):
                     report(self.step, {"loss": losses[-1]})
                     told = True
                 if self.step in self._marks:
@@ -234,9 +235,11 @@ class Trainer:
         return pd.DataFrame(self.rows)
 
     def update_some(self) -> list[float]:
-        """Makes one update, or those up to the next check or learning rate; returns the losses.
+        """Makes one update, or those up to the next check or learning rate.
 
-        They are fewer, or none, where one was not finite: training has gone back then.
+        Returns:
+            The losses of the updates made. The one after them was not finite where there are fewer
+            than wanted, or none; training has gone back then.
         """
         progress = self.step / self.training.steps
         if self.step % EPOCH == 0:
@@ -247,7 +250,16 @@ class Trainer:
         ready = self._fast.ready() if self._fast is not None and state else 0
         if not ready:
             loss = self._update(progress)
-            return [] if loss is None else [loss]
+            losses, count = np.array([] if loss is None else [loss]), 1
+        else:
+            losses, count = self._run_of_updates(ready, state)
+        self.step += len(losses)
+        if len(losses) < count:
+            self._go_back()
+        return losses.tolist()
+
+    def _run_of_updates(self, ready: int, state: dict[str, Tensor]) -> tuple[np.ndarray, int]:
+        """Updates up to the next check or learning rate, `ready` at most; how many were wanted."""
         check = next(mark for mark in self._marks if mark > self.step)
         count = min(ready, check - self.step, EPOCH - self.step % EPOCH)
         moments = Moments(
@@ -257,9 +269,7 @@ class Trainer:
         steps = np.arange(self.step, self.step + count)
         losses = self._fast.run(self.vector, moments, steps / self.training.steps, self.generator)
         state["step"] += len(losses)
-        if len(losses) < count:
-            self._go_back()
-        return losses.tolist()
+        return losses, count
 
     def _update(self, progress: float) -> float | None:
         """One update; None where the loss or its gradient is not finite."""
@@ -272,7 +282,7 @@ class Trainer:
         gradient = torch.cat(flat)
         value, norm = float(loss.detach()), float(gradient.norm())
         if not (norm < float("inf") and value == value):
-            return self._go_back()
+            return None
         if norm > self.training.clip:
             gradient *= self.training.clip / norm
         self.vector.grad = gradient

@@ -207,6 +207,45 @@ def _views(values, shapes):
 
 
 @compiled
+def _copy(copies, vector, values):
+    """Writes the values of the map."""
+    index, sign, constant = copies
+    for j in range(index.size):
+        values[j] = constant[j]
+        if index[j] >= 0:
+            values[j] += sign[j] * vector[index[j]]
+
+
+@compiled
+def _collect(copies, penalty, vector, sums, gradient):
+    """Writes the gradient in the parameters; returns the penalty."""
+    index, sign, _ = copies
+    linear, quadratic, constant = penalty
+    total = constant[0]
+    for i in range(vector.size):
+        slope = quadratic[i] * vector[i]
+        gradient[i] = slope + linear[i]
+        total += (vector.dtype.type(0.5) * slope + linear[i]) * vector[i]
+    for j in range(index.size):
+        if index[j] >= 0:
+            gradient[index[j]] += sign[j] * sums[j]
+    return total
+
+
+@compiled
+def _update(vector, gradient, moments, rules, number, decays):
+    """One update with a gradient that is not too long; decays stay within their limit."""
+    _, rate, longest, limit = rules
+    norm = np.sqrt(np.sum(gradient * gradient))
+    if norm > longest:
+        gradient *= vector.dtype.type(longest / norm)
+    _rectified_adam(vector, gradient, moments[0], moments[1], number, rate)
+    for j in decays:
+        if j >= 0:
+            vector[j] = min(max(vector[j], -limit), limit)
+
+
+@compiled
 def update_steps(
     vector, moments, copies, penalty, shapes, layout, windows, draws, known, response, precision,
     signals, backs, room, rules, losses, vectors,
@@ -241,21 +280,15 @@ def update_steps(
     Returns:
         The number of steps that were made.
     """
-    index, sign, constant = copies
-    linear, quadratic, offset = penalty
-    done, rate, longest, limit = rules
     clipped, linear_units, learn = layout
-    values, sums = np.empty(index.size, vector.dtype), np.empty(index.size, vector.dtype)
+    size, decays = copies[0].size, copies[0][: shapes[0]]
+    values, sums = np.empty(size, vector.dtype), np.empty(size, vector.dtype)
     gradient, clip = np.empty_like(vector), np.zeros(1, vector.dtype)
     own, g_clip = _views(values, shapes), np.zeros(1, vector.dtype)
     g = _views(sums, shapes)
     for s in range(len(losses)):
-        for j in range(index.size):
-            values[j] = constant[j]
-            if index[j] >= 0:
-                values[j] += sign[j] * vector[index[j]]
-        sums[:] = 0.0
-        g_clip[0] = 0.0
+        _copy(copies, vector, values)
+        sums[:], g_clip[0] = 0.0, 0.0
         clip[0] = own[5].sum() if clipped else 0.0
         layer = (own[0], own[1], own[2], own[3], own[4], own[5], clip, linear_units)
         gradients = (g[0], g[1], g[2], g[3], g[4], g[5], g_clip, learn)
@@ -267,22 +300,9 @@ def update_steps(
         _finish(windows, draws[0], s, signals[1], known, backs[1], backs[0], g[7], g[6])
         if clipped and learn:
             g[5][:] += g_clip[0]
-        loss += offset[0]
-        for i in range(vector.size):
-            slope = quadratic[i] * vector[i]
-            gradient[i] = slope + linear[i]
-            loss += (0.5 * slope + linear[i]) * vector[i]
-        for j in range(index.size):
-            if index[j] >= 0:
-                gradient[index[j]] += sign[j] * sums[j]
-        norm = np.sqrt(np.sum(gradient * gradient))
-        if not (norm < np.inf and loss == loss):
+        loss += _collect(copies, penalty, vector, sums, gradient)
+        if not (np.sum(gradient * gradient) < np.inf and loss == loss):
             return s
-        if norm > longest:
-            gradient *= vector.dtype.type(longest / norm)
-        _rectified_adam(vector, gradient, moments[0], moments[1], done + s + 1, rate)
-        for j in range(shapes[0]):
-            if index[j] >= 0:
-                vector[index[j]] = min(max(vector[index[j]], -limit), limit)
+        _update(vector, gradient, moments, rules, rules[0] + s + 1, decays)
         losses[s] = loss
     return len(losses)

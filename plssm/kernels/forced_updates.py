@@ -106,9 +106,10 @@ class Draws(NamedTuple):
 
 
 class ForcedUpdates:
-    """Steps of RAdam on the loss of `forced_loss`, without the interpreter between them.
+    """Steps of RAdam on the loss of a forced path, without the interpreter between them.
 
-    One thread does them; where a second one pays, single steps are as fast.
+    The loss is that of `forced_loss`, of states or of what a response makes of them, plus a
+    quadratic penalty. One thread makes the steps.
 
     Args:
         copies: How the map follows from the vector of parameters.

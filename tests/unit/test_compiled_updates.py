@@ -40,25 +40,29 @@ def recordings(kind):
     lengths = (60, 9, 33) if kind == "ragged" else (60, 60, 60)
     values = [rng.standard_normal((n, 3)).cumsum(0) * 0.3 for n in lengths]
     inputs = [rng.standard_normal((n, 2)) for n in lengths]
+    if kind == "first missing":
+        values[0][0] = np.nan
     if kind == "gaps":
         for v in values:
             v[rng.random(v.shape) < 0.2] = np.nan
     return values, inputs
 
 
-def trainer(name, setting, kind="whole", *, dtype="float64", steps=60, **options):
+def trainer(
+    name, setting, kind="whole", *, dtype="float64", steps=60, frozen=(), observation=None,
+    **options,
+):  # fmt: skip
     """A trainer as the engine makes it."""
     dynamics = FAMILY[name]() if isinstance(name, str) else name
     values, inputs = recordings(kind)
     data = ps.Dataset.from_arrays({"x": values}, 0.1, inputs=inputs if dynamics.n_inputs else None)
     dynamics.draw_start(torch.Generator().manual_seed(1))
-    model = ps.StateSpaceModel(
-        dynamics.to(getattr(torch, dtype)), {"x": ps.observations.Gaussian(3, readout="identity")}
-    ).to(getattr(torch, dtype))
-    engine = TeacherForcing(
-        steps=steps, sequence=20, dtype=dtype, learning_rate=(0.03, 0.001), **SETTINGS[setting],
-        **options,
-    )  # fmt: skip
+    for frozen_name in frozen:
+        getattr(dynamics, frozen_name).requires_grad_(False)
+    observation = observation or ps.observations.Gaussian(3, readout="identity")
+    model = ps.StateSpaceModel(dynamics, {"x": observation}).to(getattr(torch, dtype))
+    options = {"sequence": 20, "learning_rate": (0.03, 0.001)} | SETTINGS[setting] | options
+    engine = TeacherForcing(steps=steps, dtype=dtype, **options)
     batch = data.batch().to(dtype=getattr(torch, dtype))
     problem = ForcedTraining(engine, model, batch, batch, seed=2)
     return Trainer(problem, engine.training(), seed=3)
@@ -98,7 +102,6 @@ def run(made, *, fast):
     while made.step < made.training.steps:
         new = made.update_some()
         losses += new
-        made.step += len(new)
     return np.array(losses), made.vector.detach().clone(), made
 
 
@@ -138,13 +141,38 @@ def test_mixing_readouts_and_learned_responses_take_single_steps():
     assert bold_trainer(3, learn=True)._fast is None
 
 
-def test_frozen_parameters_stay():
-    dynamics = FAMILY["shallow clipped"]()
-    dynamics.W2.requires_grad_(False)
-    made = trainer(dynamics, "plain")
-    before = dynamics.W2.detach().clone()
-    _, vector, _ = run(made, fast=True)
-    assert torch.equal(dynamics.W2, before) and vector.numel() < 4 + 80 + 80 + 4 + 20 + 8
+@pytest.mark.parametrize("frozen", [("W2",), ("A", "C"), ("W1", "h1", "h2")])
+def test_frozen_parameters_count_and_stay(frozen):
+    losses, vector, made = run(trainer("shallow clipped", "shrink", frozen=frozen), fast=True)
+    wanted, single, _ = run(trainer("shallow clipped", "shrink", frozen=frozen), fast=False)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-9)
+    torch.testing.assert_close(vector, single, rtol=1e-7, atol=1e-9)
+    first = trainer("shallow clipped", "shrink", frozen=frozen).problem.model.dynamics
+    for name in frozen:
+        assert torch.equal(getattr(made.problem.model.dynamics, name), getattr(first, name))
+
+
+SELECTING = ps.observations.Gaussian.from_parameters(
+    [[0.0, -2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5], [3.0, 0.0, 0.0, 0.0]],
+    bias=[1.0, -1.0, 0.5], noise=[1.0, 1.0, 1.0],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("gaps", {"observation": SELECTING}),
+        ("whole", {"sequence": 1}),
+        ("first missing", {}),
+        ("ragged", {"batch_size": 40}),
+    ],
+)
+def test_edges(kind, options):
+    name = "shallow clipped"
+    losses, vector, _ = run(trainer(name, "noise", kind, **options), fast=True)
+    wanted, single, _ = run(trainer(name, "noise", kind, **options), fast=False)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-9)
+    torch.testing.assert_close(vector, single, rtol=1e-7, atol=1e-9)
 
 
 def test_decays_stay_below_one_where_orbits_are_to_be_bounded():
@@ -157,21 +185,24 @@ def test_decays_stay_below_one_where_orbits_are_to_be_bounded():
         assert (largest <= 0.999) == bounded
 
 
-def test_a_step_that_is_not_finite_ends_a_run():
+@pytest.mark.parametrize("setting", ["sparse", "adaptive"])
+def test_a_step_that_is_not_finite_ends_a_run(setting):
     ends = []
     for fast in (True, False):
-        made = trainer("shallow", "plain", steps=10)
+        made = trainer("shallow", setting, steps=10)
         _, _, made = run(made, fast=fast)
-        made.training = type(made.training)(steps=60, learning_rate=(1e30, 1e30))
+        made.training = type(made.training)(steps=60, learning_rate=(1e30, 1e30), clip=1e30)
         made._marks = {60: 0}
         made.step, made.good = 50, made.vector.detach().clone()
-        with pytest.warns(RuntimeWarning, match="not finite"):
+        with pytest.warns(RuntimeWarning, match="step 51: the loss is not finite"):
             while not made.failures:  # one enormous step, and its successor
-                made.step += len(made.update_some())
-        assert made.step == 51
-        ends.append((made.vector.detach().clone(), made.slower, len(made.optimiser.state)))
-    assert torch.allclose(ends[0][0], ends[1][0], rtol=1e-7)
-    assert ends[0][1:] == ends[1][1:] == (0.5, 0)
+                made.update_some()
+        assert made.step == 51 and made.slower == 0.5 and not made.optimiser.state
+        ends.append(made)
+    fast, single = ends
+    assert torch.allclose(fast.vector, single.vector, rtol=1e-7)
+    assert torch.equal(fast.generator.get_state(), single.generator.get_state())
+    assert fast.problem.state() == pytest.approx(single.problem.state())
 
 
 class Squashed(ShallowPLRNN):
@@ -182,13 +213,42 @@ class Squashed(ShallowPLRNN):
         return type(layer)(**{**vars(layer), "decay": torch.tanh(self.A)})
 
 
-@pytest.mark.parametrize(
-    "dynamics", [Squashed(3, 4), ShallowPLRNN(3, 4, mean_centered=True)], ids=["squashed", "mean"]
-)
-def test_other_maps_take_single_steps(dynamics):
+class Fragile(ShallowPLRNN):
+    """A member whose layer is not defined for all parameters."""
+
+    def layer(self):
+        torch.linalg.cholesky(torch.diag(self.A))
+        return super().layer()
+
+
+class OwnBounds(ShallowPLRNN):
+    """A member with bounds of its own."""
+
+    def bound_orbits(self):
+        self.A.data.clamp_(-0.5, 0.5)
+
+
+class OwnDrive(ShallowPLRNN):
+    """A member whose inputs enter in another way."""
+
+    def drive(self, s):
+        return 2 * super().drive(s)
+
+
+@pytest.mark.parametrize("kind", [Squashed, Fragile, OwnBounds, OwnDrive, "mean"])
+def test_other_maps_take_single_steps(kind):
+    dynamics = ShallowPLRNN(3, 4, mean_centered=True) if kind == "mean" else kind(3, 4)
     made = trainer(dynamics, "plain", steps=5)
+    kept = made.vector.detach().clone()
     assert made._fast is None
-    assert made.update_some() and made.step == 0
+    assert torch.equal(kept, torch.cat([p.flatten() for p in made.parameters]))
+    assert len(made.update_some()) == 1 and made.step == 1
+
+
+def test_runs_with_noise_are_short_where_it_takes_memory():
+    made = trainer("plrnn", "noise", sequence=50, batch_size=4000)
+    assert made._fast.ready() == 2**22 // (4000 * 50 * 3)
+    assert trainer("plrnn", "plain")._fast.ready() > 1000
 
 
 def test_copies_are_found():

@@ -78,6 +78,45 @@ def test_a_run_that_dies_late_costs_three():
     assert free.runs(dynamics, one_dies)[3][-100:].std() < COLLAPSED
 
 
+class LateFall(ps.dynamics.LatentDynamics):
+    """A chaotic map of the first state until the second one, a clock, has run out."""
+
+    def step(self, z, s=None):
+        moving, clock = 3.9 * z[..., :1] * (1 - z[..., :1]), z[..., 1:]
+        late = clock < 1e-6
+        return torch.cat([torch.where(late, 0.7436, moving), 0.998 * clock], dim=-1)
+
+
+def test_runs_that_fall_late_are_found_out():
+    """The runs look right for 6900 steps, and are compared after four times 5000."""
+    values = np.random.default_rng(0).uniform(0.2, 1.0, (5000, 2))
+    free = free_runs(values, tent_map())
+    assert free.settle * free.steps > 6900 > free.steps
+    found = free.measures(LateFall(2), lambda states: states)
+    assert found["score"] == found["d_stsp"] + found["d_h"] + 3.0
+
+
+class Rotation(ps.dynamics.LatentDynamics):
+    """A rotation whose radius shrinks by r a step."""
+
+    def __init__(self, r):
+        super().__init__(2)
+        c, s = r * np.cos(0.1), r * np.sin(0.1)
+        self.matrix = torch.tensor([[c, -s], [s, c]])
+
+    def step(self, z, s=None):
+        return z @ self.matrix.T.to(z)
+
+
+def test_data_that_come_to_rest_are_compared_with_runs_that_have_not_settled():
+    """Otherwise every shrinking rotation would look the same."""
+    starts = [(np.cos(a), np.sin(a)) for a in (0.0, 2.0, 4.0)]
+    free = free_runs([orbit(Rotation(0.998), 1500, start) for start in starts], tent_map())
+    assert free.long and free.settle == 0
+    true, wrong = (free.measures(Rotation(r), lambda z: z)["d_stsp"] for r in (0.998, 0.98))
+    assert true < 3 < wrong
+
+
 def test_data_that_come_to_rest_excuse_runs_that_do():
     values = orbit(ps.dynamics.PLRNN.from_parameters(A=[0.9, 0.8], W=np.zeros((2, 2))), 1500)
     dynamics = ps.dynamics.PLRNN.from_parameters(A=[0.9, 0.8], W=np.zeros((2, 2)))

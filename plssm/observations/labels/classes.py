@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, final
 
 import torch
 from numpy.typing import ArrayLike
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Bernoulli", "Categorical"]
 
 
+@final
 class Categorical(LevelModel):
     r"""One channel of labels 0 .. K-1, softmax with the last class as reference.
 
@@ -149,6 +150,7 @@ class Categorical(LevelModel):
         return signal[..., :1] if self.classes == 2 else signal
 
 
+@final
 class Bernoulli(LevelModel):
     r"""Binary channels with a logistic link.
 
