@@ -40,7 +40,7 @@ from plssm.metrics import power_spectrum_distance, state_space_divergence
 STEPS, RUN, TRANSIENT, SECONDS_PER_UNIT = 1000, 100_000, 1000, 20.0
 DIM, HIDDEN, ALPHA = 3, 50, 0.15
 SPAN = 3.0  # time units of a training sequence
-SETTING = {"learning_rate": (5e-3, 1e-5), "checks": 40}
+SETTING = {"learning_rate": (3e-3, 1e-5), "checks": 40}
 LEVELS = {"0.01": 0.30, "0.1": 0.71}  # noise and the published divergence
 UPDATES = 60  # that one time is measured over
 
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", type=int, default=3)
     parser.add_argument("--dt", type=float, default=0.02)
-    parser.add_argument("--updates", type=int, default=15_000)
+    parser.add_argument("--updates", type=int, default=100_000)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
