@@ -173,6 +173,7 @@ def measure(fit: ps.Fit, setting: Setting, train: np.ndarray, truth: np.ndarray)
         path = dynamics.rollout(states[-1], len(truth) + 1000, noise=False)[1000:]
         run = fit.model.observations["x"].features(path).numpy()
     row = {"kept": int(kept["step"]), "alpha": float(kept["alpha"]), "loss": float(kept["loss"])}
+    row |= {"score": float(kept["score"]), "last_score": float(fit.history["score"].iloc[-1])}
     if not np.isfinite(run).all():
         return row | {"d_stsp": np.inf, "d_h": 1.0, "collapsed": True, "exponent": np.nan}
     options = {"truth": truth, "pred": run, "floor": False}
@@ -217,7 +218,8 @@ def fixed_points(dynamics: ps.dynamics.PiecewiseLinear) -> dict:
 def summarise(rows: list[dict], setting: Setting) -> dict:
     """Medians with quartiles over seeds, and how many collapsed."""
     out: dict[str, Any] = {"seeds": len(rows), "published": setting.published}
-    for key in ("d_stsp", "d_h", "exponent", "minutes", "regions", "error_20", "persistence_20"):
+    for key in ("d_stsp", "d_h", "exponent", "minutes", "regions", "error_20", "persistence_20",
+                "score", "last_score"):  # fmt: skip
         values = [r[key] for r in rows if key in r]
         if values:
             out[key] = [float(q) for q in np.quantile(values, (0.25, 0.5, 0.75))]
