@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["CompiledUpdates", "copied_values", "quadratic_penalty"]
 
 _NUMBERS = 2**22  # random numbers of noise that are drawn in advance
-_ENOUGH = 2e7  # multiplications of a pass from which threads save more than the interpreter costs
+_ENOUGH = 2e7  # multiplications of a pass, and groups of sequences, from which threads save more
+_MANY = 4  # than the interpreter costs
 
 
 class CompiledUpdates(FastUpdates):
@@ -86,7 +87,7 @@ class CompiledUpdates(FastUpdates):
             return None
         batch = problem.engine.batch_size
         work = batch * windows.steps * dynamics.layer().outer.numel()
-        if torch.get_num_threads() > 1 and _groups(batch, vector) > 1 and work > _ENOUGH:
+        if _groups(batch, vector) >= _MANY and work > _ENOUGH:
             return None
         try:
             copies = copied_values(vector, lambda: _values(problem))
@@ -152,7 +153,9 @@ def _left_as_it_was(vector: Tensor) -> Iterator[None]:
 
 
 def _groups(batch: int, vector: Tensor) -> int:
-    """Groups of sequences that torch's threads would take side by side."""
+    """Groups of sequences for torch's threads, of which each takes one at a time."""
+    if torch.get_num_threads() < _MANY:
+        return 1
     share = -(-batch // torch.get_num_threads())
     return -(-batch // lane_count(share, vector.element_size()))
 
