@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["CompiledUpdates", "copied_values", "quadratic_penalty"]
 
 _NUMBERS = 2**22  # random numbers of noise that are drawn in advance
-_ENOUGH = 2e7  # multiplications of a pass, and groups of sequences, from which threads save more
-_MANY = 4  # than the interpreter costs
+_MANY = 4  # threads, and groups of sequences for them, that are worth single steps
+_ENOUGH = 2e7  # multiplications of a pass from which they are
 
 
 class CompiledUpdates(FastUpdates):

@@ -293,7 +293,7 @@ def test_quadratic_penalties_are_found_and_others_noticed():
 def test_many_sequences_are_left_to_many_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     settings = {"sequence": 50, "batch_size": 64}
-    dynamics = ShallowPLRNN(10, 400)
+    dynamics = ShallowPLRNN(10, 800)
     assert trainer(dynamics, "plain", **settings)._fast is None
     assert trainer("shallow", "plain", **settings)._fast is not None  # a short pass
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
