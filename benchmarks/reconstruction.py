@@ -108,7 +108,7 @@ def _almost_linear(units: int) -> Setting:
     return Setting(
         lorenz,
         lambda: ps.dynamics.AlmostLinearRNN(20, units),
-        engine | {"learning_rate": (1e-3, 1e-5)},
+        engine,
         exponent=0.9056,
         published={2: "3.84, D_H .31", 5: "1.18, D_H .14", 10: ".23, D_H .079"}[units],
     )
