@@ -227,7 +227,8 @@ def summarise(rows: list[dict], setting: Setting) -> dict:
         values = [r[key] for r in rows if key in r]
         if values:
             out[key] = [float(q) for q in np.quantile(values, (0.25, 0.5, 0.75))]
-    out["collapsed"] = sum(r["collapsed"] or r["d_stsp"] > 3 for r in rows if setting.bins == 30)
+    far = 3.0 if rows[0]["setting"] == "lorenz63" else np.inf
+    out["collapsed"] = sum(r["collapsed"] or r["d_stsp"] > far for r in rows)
     if setting.exponent:
         off = np.array([abs(r["exponent"] / setting.exponent - 1) for r in rows])
         out["exponent_within_15_percent"] = int((off < 0.15).sum())
