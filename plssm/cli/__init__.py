@@ -109,7 +109,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--lorenz",
         action="store_true",
-        help="learn a simulated chaotic system instead, and compare attractors (some minutes)",
+        help="learn a simulated chaotic system instead, and compare attractors (about a minute)",
     )
     parser.add_argument("--list", action="store_true", help="list the recordings and stop")
     parser.add_argument("--out", default="plssm-demo", help="folder (default: %(default)s)")
