@@ -393,6 +393,14 @@ class ObservationModel(LinearPredictor):
         """
         raise_expectation(self, m, mean, covariance)
 
+    def encoding(self, m: Modality) -> Tensor:
+        """What an encoder reads of each sample ``[B, n, K]``, from this sample alone.
+
+        K is a multiple of the number of channels, whose columns stand together (labels: one
+        column a level). What is missing may hold anything.
+        """
+        return m.y
+
     def start_signal(self, m: Modality) -> Tensor:
         """Real-valued stand-in of the data ``[B, n, K]`` from which a fit can start.
 

@@ -117,6 +117,11 @@ class LevelModel(ObservationModel, ABC):
                 fix="train on trials where it varies, or leave it out of the model",
             )
 
+    def encoding(self, m: Modality) -> Tensor:
+        """Indicators of the levels ``[B, n, N K]``, those of a channel side by side."""
+        level = torch.arange(self.levels, device=m.y.device)
+        return (m.y[..., None] == level).to(m.y.dtype).flatten(-2)
+
     def m_step(self, m: Modality, mean: Tensor, covariance: Tensor | None) -> None:
         """Raise the expected log-density, with unseen levels seen once (see the base class).
 
