@@ -175,17 +175,23 @@ class LatentDynamics(Configurable, nn.Module, ABC):
         return self.initial.mean + self.drive(inputs[..., 0, :])
 
     def log_prob(
-        self, z: Tensor, inputs: Tensor | None = None, length: Tensor | None = None
+        self,
+        z: Tensor,
+        inputs: Tensor | None = None,
+        length: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
     ) -> Tensor:
         r"""Returns the log-density of latent paths, all steps at once.
 
-        .. math:: \log p(z_1) + \sum_{t=2}^{T} \log p(z_t \mid z_{t-1}, s_t)
+        .. math:: w_1 \log p(z_1) + \sum_{t=2}^{T} w_t \log p(z_t \mid z_{t-1}, s_t)
 
         Args:
             z: Paths [..., T, M].
             inputs: Inputs [..., T, K]; None is no input.
             length: Number of steps of each trial [B] (the axis before time), or a single number
                 for a single path; what lies beyond is ignored, also NaN.
+            weight: Weight w of each step [..., T]; None is 1 everywhere.
 
         Returns:
             Log-densities [...].
@@ -199,12 +205,16 @@ class LatentDynamics(Configurable, nn.Module, ABC):
             if inputs is not None:
                 inputs = torch.where(mask[..., None], inputs, 0.0)
         first = self.initial.noise.log_prob(z[..., 0, :] - self.first_mean(inputs))
+        if weight is not None:
+            first = first * weight[..., 0]
         if steps == 1:
             return first
         arrived = None if inputs is None else inputs[..., 1:, :]
         entries = self.noise.log_prob(z[..., 1:, :] - self.step(z[..., :-1, :], arrived))
         if mask is not None:
             entries = torch.where(mask[..., 1:], entries, 0.0)
+        if weight is not None:
+            entries = entries * weight[..., 1:]
         return first + entries.sum(-1)
 
     def penalty(self) -> Tensor:
