@@ -122,8 +122,7 @@ class Recognition(Configurable, nn.Module):
         return root @ root.T
 
     def _first(self, count: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Precision [B, M, M] and shift [B, M] of the first states: those inside a recording get
-        the typical ones."""
+        """Precision [B, M, M], shift [B, M] of first states; inside a recording the typical."""
         own = self.initial_precision()
         precision, shift = own.expand(count, -1, -1), (own @ self.initial_mean).expand(count, -1)
         if start is None or not bool((start > 0).any()):
