@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from plssm import storage
 from plssm.data import Dataset
 from plssm.metrics.baselines import Baseline
 from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
-from plssm.prediction import Prediction, forecast, predict
+from plssm.prediction import Infer, Prediction, forecast, predict
 from plssm.scoring import score, training_baselines
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Fit:
         seconds: Duration of the fit.
         baselines: Training statistics by modality, for scores.
         dt: Seconds per latent step of the training data.
+        recognition: What the engine has learned beside the model to infer with (an encoder).
 
     Attributes:
         model: The fitted model.
@@ -49,6 +52,7 @@ class Fit:
         history: One row per iteration of every restart.
         seconds: Duration of the fit.
         dt: Seconds per latent step of the training data.
+        recognition: The recognition model, or None.
 
     Example:
         >>> import plssm as ps
@@ -67,6 +71,7 @@ class Fit:
         seconds: float = float("nan"),
         baselines: dict[str, Baseline] | None = None,
         dt: float = 1.0,
+        recognition: nn.Module | None = None,
     ) -> None:
         self.model = copy.deepcopy(model).to(torch.float64)
         for part in (self.model.dynamics, *self.model.observations.values()):
@@ -75,6 +80,7 @@ class Fit:
         self.history = pd.DataFrame() if history is None else history
         self.seconds = float(seconds)
         self.dt = float(dt)
+        self.recognition = recognition
         self._baselines = baselines
 
     @classmethod
@@ -86,6 +92,7 @@ class Fit:
         *,
         history: pd.DataFrame,
         seconds: float,
+        recognition: nn.Module | None = None,
     ) -> Fit:
         """The result of an engine: remembers the training statistics that scores need."""
         return cls(
@@ -95,6 +102,7 @@ class Fit:
             seconds=seconds,
             baselines=training_baselines(model, data),
             dt=data.dt,
+            recognition=recognition,
         )
 
     # -- inference -----------------------------------------------------------------------------
@@ -108,13 +116,18 @@ class Fit:
         Returns:
             Mean, covariance, draws, intervals and the log evidence of every trial.
         """
-        return self._engine().infer(self.model, data, causal=causal)
+        return self._infer(self.model, data, causal=causal)
 
-    def _engine(self) -> Engine:
-        if self.engine is not None:
-            return self.engine
-        module, name = DEFAULT_ENGINE.rsplit(".", 1)
-        return getattr(import_module(module), name)()
+    @property
+    def _infer(self) -> Infer:
+        """Posterior of a model with these parameters, or of a part of it, given data."""
+        engine = self.engine
+        if engine is None:
+            module, name = DEFAULT_ENGINE.rsplit(".", 1)
+            engine = getattr(import_module(module), name)()
+        if self.recognition is None:
+            return engine.infer
+        return partial(engine.infer, recognition=self.recognition)
 
     def predict(
         self,
@@ -154,7 +167,7 @@ class Fit:
         """
         return predict(
             self.model,
-            self._engine().infer,
+            self._infer,
             data,
             modality,
             given=given,
@@ -283,7 +296,7 @@ class Fit:
         """
         return score(
             self.model,
-            self._engine().infer,
+            self._infer,
             data,
             trained=self._baselines,
             steps=steps,

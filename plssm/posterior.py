@@ -24,7 +24,9 @@ __all__ = [
     "Posterior",
 ]
 
-EvidenceKind = Literal["exact", "laplace", "laplace (majorised)", "ekf", "tempered"]
+EvidenceKind = Literal[
+    "exact", "laplace", "laplace (majorised)", "ekf", "elbo", "importance", "tempered"
+]
 
 
 def _tensor(array: np.ndarray) -> Tensor:

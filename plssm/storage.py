@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["load_fit", "save_fit"]
 
 FORMAT = 1
-TENSORS, STATISTICS, SETTINGS, HISTORY = (
+TENSORS, RECOGNITION, STATISTICS, SETTINGS, HISTORY = (
     "model.safetensors",
+    "recognition.safetensors",
     "baselines.safetensors",
     "fit.json",
     "history.csv",
@@ -98,8 +99,9 @@ def _recover(folder: Path) -> None:
 
 def _write(fit: Fit, folder: Path) -> None:
     model = fit.model
-    arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in model.state_dict().items()}
-    save_arrays(arrays, folder / TENSORS)
+    save_arrays(_arrays(model), folder / TENSORS)
+    if fit.recognition is not None:
+        save_arrays(_arrays(fit.recognition), folder / RECOGNITION)
     if fit._baselines is not None:
         statistics = {
             f"{name}/{key}": np.ascontiguousarray(value)
@@ -113,6 +115,7 @@ def _write(fit: Fit, folder: Path) -> None:
         "format": FORMAT,
         "dynamics": _describe(model.dynamics),
         "observations": {name: _describe(o) for name, o in model.observations.items()},
+        "recognition": fit.recognition and _describe(fit.recognition),
         "engine": engine and {"class": class_name(type(engine)), "settings": engine.settings()},
         "seconds": None if math.isnan(fit.seconds) else fit.seconds,
         "environment": _environment(),
@@ -120,6 +123,12 @@ def _write(fit: Fit, folder: Path) -> None:
         "sha256": {path.name: _digest(path) for path in sorted(folder.iterdir())},
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _arrays(module: Any) -> dict[str, np.ndarray]:
+    """What a module holds; copies, because parameters may be parts of one vector."""
+    state = module.state_dict()
+    return {k: np.array(v.detach().cpu().numpy(), order="C") for k, v in state.items()}
 
 
 def _digest(path: Path) -> str:
@@ -178,6 +187,7 @@ def load_fit(kind: type[Fit], folder: Path) -> Fit:
         model = _rebuild(settings, arrays)
         baselines = _baselines(folder / STATISTICS)
         engine = _engine(settings["engine"])
+        recognition = _recognition(settings.get("recognition"), folder / RECOGNITION)
     except DataError:
         raise
     except (*_UNREADABLE, SafetensorError) as error:
@@ -191,6 +201,7 @@ def load_fit(kind: type[Fit], folder: Path) -> Fit:
         seconds=seconds,
         baselines=baselines,
         dt=settings.get("dt", 1.0),
+        recognition=recognition,
     )
 
 
@@ -221,6 +232,17 @@ def _engine(described: dict[str, Any] | None) -> Any:
     if described is None:
         return None
     return find_class(described["class"])(**described["settings"])
+
+
+def _recognition(described: dict[str, Any] | None, path: Path) -> Any:
+    if described is None:
+        return None
+    import torch
+
+    module = _part(described, torch.nn.Module)
+    arrays = {k: torch.from_numpy(v) for k, v in load_arrays(path).items()}
+    module.load_state_dict(arrays)
+    return module
 
 
 def _rebuild(settings: dict[str, Any], arrays: dict[str, Any]) -> StateSpaceModel:

@@ -234,6 +234,13 @@ class Encoder(Configurable, nn.Module):
                 }
             )
 
+    @property
+    def reach(self) -> int:
+        """Steps on either side that the evidence of a step depends on, about."""
+        reaches = [p.size.leads for p in self.modalities.values()]
+        networks = [p.network for p in self.modalities.values() if p.network is not None]
+        return max([*reaches, *(n.reach for n in networks), 0])
+
     @classmethod
     def for_model(
         cls,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from plssm._config_capture import Configurable
 from plssm.data import Batch
 from plssm.inference.encoders import Encoder, Potentials
+from plssm.inference.free_evidence import FreeEvidence
 from plssm.model import StateSpaceModel
 
 __all__ = ["PathTerms", "Recognition", "cholesky_factor"]
@@ -44,7 +45,7 @@ class Recognition(Configurable, nn.Module):
     a diagonal Gaussian.
 
     Args:
-        encoder: Gives the evidence of every modality.
+        encoder: Gives the evidence of every modality, or free evidence.
         dim: Latent states M.
         inputs: Inputs K.
         chain: Whether steps are coupled.
@@ -70,7 +71,11 @@ class Recognition(Configurable, nn.Module):
             self.factor = nn.Parameter(torch.zeros(dim, dim, **kind))
 
     def forward(
-        self, model: StateSpaceModel, batch: Batch, start: Tensor | None = None
+        self,
+        model: StateSpaceModel,
+        batch: Batch,
+        start: Tensor | None = None,
+        row: Tensor | None = None,
     ) -> PathTerms:
         """Returns the Gaussian path of every trial.
 
@@ -78,11 +83,17 @@ class Recognition(Configurable, nn.Module):
             model: Its observation models say what is read of the samples.
             batch: The trials.
             start: First step of each trial in its recording [B], where windows are given.
+            row: Number of each trial [B], where evidence is free.
         """
-        return self.couple(self.evidence(model, batch), batch, start)
+        return self.couple(self.evidence(model, batch, row), batch, start)
 
-    def evidence(self, model: StateSpaceModel, batch: Batch) -> Potentials:
+    def evidence(
+        self, model: StateSpaceModel, batch: Batch, row: Tensor | None = None
+    ) -> Potentials:
         """Returns what all modalities together say about single states."""
+        if isinstance(self.encoder, FreeEvidence):
+            shift, precision = self.encoder.potentials(row)
+            return Potentials(shift[:, : batch.steps], precision[:, : batch.steps])
         found = list(self.encoder(model, batch).values())
         if not found:
             like = torch.zeros(len(batch), batch.steps, 1).to(self.initial_mean)

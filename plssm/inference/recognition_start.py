@@ -33,7 +33,8 @@ def start_recognition(
         batch: Training trials, float64.
         path: A rough latent path [B, T, M].
     """
-    start_encoder(recognition.encoder, model, batch, path)
+    if isinstance(recognition.encoder, Encoder):
+        start_encoder(recognition.encoder, model, batch, path)
     dynamics, inside = model.dynamics, batch.time_mask
     z = path[inside]
     centred = z - z.mean(0)

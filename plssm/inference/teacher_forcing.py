@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,6 +20,7 @@ from plssm.data import Batch, Dataset
 from plssm.errors import PlssmError
 from plssm.fit import Fit
 from plssm.inference.base import Engine, working_copy
+from plssm.inference.checkpoint import identity
 from plssm.inference.forced_readouts import refuse_unforceable, start_readouts
 from plssm.inference.forced_training import ForcedTraining
 from plssm.inference.forcing import GTF, ForcingScheme, SparseTF, make_scheme, scheme_settings
@@ -223,8 +223,8 @@ class TeacherForcing(Engine):
         )
         if not list(problem.parameters()):
             return _Run(whole, math.nan, pd.DataFrame({"restart": [restart]}), restart, False)
-        identity = _identity(self, model, batch)
-        trainer = Trainer(problem, self.training(), seed=seed, identity=identity)
+        told = identity(self, model, batch)
+        trainer = Trainer(problem, self.training(), seed=seed, identity=told)
         report = None if bar is None else partial(bar.advance, restart)
         rows = trainer.run(report)
         rows.insert(0, "restart", restart)
@@ -254,16 +254,3 @@ class _Run(NamedTuple):
     history: pd.DataFrame
     restart: int
     interrupted: bool
-
-
-def _identity(engine: TeacherForcing, model: StateSpaceModel, batch: Batch) -> str:
-    """A hash of settings, start and data, to tell whose checkpoint a file is."""
-    digest = hashlib.sha256(repr(replace(engine, checkpoint=None)).encode())
-    for tensor in model.state_dict().values():
-        digest.update(np.ascontiguousarray(tensor.numpy(force=True)).tobytes())
-    for modality in batch.modalities.values():
-        digest.update(modality.y.numpy().tobytes() + modality.mask.numpy().tobytes())
-    digest.update(batch.length.numpy().tobytes())
-    if batch.inputs is not None:
-        digest.update(batch.inputs.numpy().tobytes())
-    return digest.hexdigest()

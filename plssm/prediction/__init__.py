@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plssm.prediction.ahead import forecast
-from plssm.prediction.cross_modal import given_names, infer_given, predict
+from plssm.prediction.cross_modal import Infer, given_names, infer_given, predict
 from plssm.prediction.predictive import Prediction
 
-__all__ = ["Prediction", "forecast", "given_names", "infer_given", "predict"]
+__all__ = ["Infer", "Prediction", "forecast", "given_names", "infer_given", "predict"]

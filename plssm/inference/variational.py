@@ -1,0 +1,283 @@
+"""Variational inference with a multimodal encoder: the evidence lower bound, by gradients."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from plssm.data import Batch, Dataset
+from plssm.errors import PlssmError
+from plssm.fit import Fit
+from plssm.inference.base import Engine, working_copy
+from plssm.inference.checkpoint import identity
+from plssm.inference.encoder_networks import NETWORKS
+from plssm.inference.encoders import Encoder
+from plssm.inference.free_evidence import FreeEvidence
+from plssm.inference.modality_weights import temper
+from plssm.inference.path_bound import BOUNDS
+from plssm.inference.recognition import Recognition
+from plssm.inference.recognition_start import start_recognition
+from plssm.inference.smoothers import smooth
+from plssm.inference.trainer import Trainer, Training
+from plssm.inference.training_progress import TrainingProgress
+from plssm.inference.variational_posterior import variational_posterior
+from plssm.inference.variational_start import rough_path, started_model
+from plssm.inference.variational_training import PathTraining
+from plssm.model import StateSpaceModel
+from plssm.posterior import Posterior
+
+__all__ = ["VariationalInference"]
+
+GUIDES = ("chain", "mean-field")
+
+
+@dataclass
+class VariationalInference(Engine):
+    r"""Stochastic gradients of the evidence lower bound, with an amortised Gaussian posterior.
+
+    .. math:: \max_{\theta, \phi}\; E_{q_\phi(Z | Y)} [\log p_\theta(Y, Z)] + H[q_\phi]
+
+    The whole latent path is one site, a Gaussian with block-tridiagonal precision: networks give
+    evidence about single states for every modality, whose precisions add (a product of experts;
+    a missing modality adds nothing), and a learned linear chain couples them. The entropy is exact;
+    so is the whole bound of a linear-Gaussian model.
+
+    Args:
+        seed: Seed of start values, windows and draws.
+        modality_weights: See :class:`Engine`.
+        steps: Number of updates.
+        encoder: Networks of the modalities: "conv" (temporal convolutions), "gru", "mlp" (every
+            step by itself), "none" (linear in the data), or "free": no network but free numbers
+            for every step of every trial, for small data (whole trials; new trials are fitted).
+        guide: "chain", or "mean-field" (steps independent; its bands are too narrow).
+        hidden: Width of the networks.
+        bound: "elbo" or "importance" (importance-weighted by ``samples`` draws).
+        samples: Draws of each path.
+        window: Latent steps of a training window; trials up to 1.5 times as long are whole.
+        batch_size: Windows of an update; None takes as many as have about 1000 steps.
+        learning_rate: At the start and at the end (exponential decay, RAdam).
+        warmup: Share of the updates in which only the recognition model learns.
+        anneal: Share of the updates in which the weight of prior and entropy rises to one.
+        drop: Chance that a modality is hidden in a training window, from encoder and likelihood,
+            which makes predictions from some modalities better.
+        clip: Largest norm of a gradient.
+        checks: How many times the bound is measured.
+        patience: Checks without improvement after which training ends; 0 never ends early.
+        restarts: Number of trainings from different start values; the best bound wins.
+        start: ``"auto"`` starts fresh parts from the data and keeps known ones; ``"data"`` and
+            ``"model"`` force one of the two.
+        draws: Draws from which the bound of a posterior is estimated.
+        dtype: Precision of training, "float32" or "float64".
+        checkpoint: File an interrupted training goes on from (one restart only).
+        checkpoint_seconds: Seconds between two writes of it, at least; they come with checks.
+
+    References:
+        Kramer et al. (2022), Reconstructing nonlinear dynamical systems from multi-modal time
+        series, ICML, arXiv:2111.02922; Archer et al. (2015), Black box variational inference for
+        state space models, arXiv:1511.07367.
+    """
+
+    steps: int = 3000
+    encoder: str = "conv"
+    guide: str = "chain"
+    hidden: int = 32
+    bound: str = "elbo"
+    samples: int = 1
+    window: int = 200
+    batch_size: int | None = None
+    learning_rate: tuple[float, float] = (3e-3, 1e-4)
+    warmup: float = 0.1
+    anneal: float = 0.0
+    drop: float = 0.0
+    clip: float = 10.0
+    checks: int = 25
+    patience: int = 0
+    restarts: int = 1
+    start: str = "auto"
+    draws: int = 32
+    dtype: str = "float32"
+    checkpoint: str | None = None
+    checkpoint_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.learning_rate = tuple(self.learning_rate)
+        self.training()
+        choices = {
+            "encoder": (*NETWORKS, "free"), "guide": GUIDES, "bound": BOUNDS,
+            "start": ("auto", "data", "model"), "dtype": ("float32", "float64"),
+        }  # fmt: skip
+        for name, wanted in choices.items():
+            if getattr(self, name) not in wanted:
+                raise PlssmError(
+                    f"VariationalInference: {name} is {getattr(self, name)!r}, wanted one of "
+                    f"{wanted}."
+                )
+        for name in ("hidden", "samples", "window", "restarts", "draws"):
+            if getattr(self, name) < 1:
+                raise PlssmError(
+                    f"VariationalInference: {name} is {getattr(self, name)}, wanted >= 1."
+                )
+        for name in ("warmup", "anneal", "drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise PlssmError(
+                    f"VariationalInference: {name} is {getattr(self, name)}, wanted 0 <= it < 1."
+                )
+        if self.checkpoint and self.restarts > 1:
+            raise PlssmError("VariationalInference: a checkpoint serves one restart.")
+
+    def training(self) -> Training:
+        """Length and speed of the training."""
+        return Training(
+            self.steps, self.learning_rate, self.clip, self.checks, self.patience,
+            self.checkpoint, self.checkpoint_seconds,
+        )  # fmt: skip
+
+    # ---- inference ----------------------------------------------------------------------------
+    def infer(
+        self,
+        model: StateSpaceModel,
+        data: Dataset,
+        *,
+        causal: bool = False,
+        recognition: Recognition | None = None,
+    ) -> Posterior:
+        """Posterior of the latent paths by the recognition model.
+
+        Without one (a model that this engine has not fitted), and with free evidence, the guide is
+        fitted to these data first, with the model as it is. Causal posteriors come from the
+        extended Kalman filter of the model: an encoder looks ahead.
+
+        Args:
+            model: The model.
+            data: The trials.
+            causal: Use only data up to each step.
+            recognition: The recognition model of a fit.
+        """
+        self.check(model, data)
+        if causal:
+            return smooth(model, data, causal=True)
+        work = working_copy(model)
+        if recognition is None or isinstance(recognition.encoder, FreeEvidence):
+            recognition = self._fitted_guide(work, data, recognition)
+        recognition = recognition.to(torch.float64)
+        return variational_posterior(
+            work, data.batch(), recognition, draws=self.draws, seed=self.seed, bound=self.bound
+        )
+
+    def _fitted_guide(
+        self, model: StateSpaceModel, data: Dataset, known: Recognition | None
+    ) -> Recognition:
+        """A guide for these data, with the model held."""
+        model.requires_grad_(False)
+        recognition = self._new_recognition(model, data, rough_path(model, data))
+        if known is not None:
+            for name, value in known.named_parameters():
+                if not name.startswith("encoder"):
+                    recognition.get_parameter(name).data.copy_(value)
+        return self._trained(model, recognition, data.batch(), None, learn_model=False)[0]
+
+    def _new_recognition(
+        self, model: StateSpaceModel, data: Dataset, path: Tensor
+    ) -> Recognition:
+        batch = data.batch()
+        if self.encoder == "free":
+            encoder = FreeEvidence(len(batch), batch.steps, model.dim)
+            encoder.start(model, batch, path)
+        else:
+            options = {"network": self.encoder, "hidden": self.hidden, "seed": self.seed}
+            encoder = Encoder.for_model(model, batch, **options)
+        chain = self.guide == "chain"
+        recognition = Recognition(encoder, model.dim, inputs=data.n_inputs, chain=chain)
+        start_recognition(recognition, model, batch, path)
+        return recognition
+
+    # ---- fitting ------------------------------------------------------------------------------
+    def fit(
+        self,
+        model: StateSpaceModel,
+        data: Dataset,
+        *,
+        validation: Dataset | None = None,
+        progress: bool | None = None,
+    ) -> Fit:
+        """Fit a copy of ``model`` to ``data``; an interruption (Ctrl-C) keeps the best so far.
+
+        Args:
+            model: The model; never changed.
+            data: Training trials.
+            validation: Trials on which the bound is measured; the training data where absent.
+            progress: Show a progress bar; None shows it where someone can see it.
+
+        Returns:
+            The fit with the best bound over checks and restarts; ``fit.recognition`` is its guide.
+
+        Raises:
+            DataError: If the data do not match the model.
+        """
+        self.check_training(model, data)
+        if validation is not None:
+            self.check(model, validation)
+        began = time.perf_counter()
+        whole = working_copy(model)
+        temper(whole, data, self.modality_weights)
+        check = None if validation is None else validation.batch()
+        with TrainingProgress(self.steps, self.restarts, show=progress) as bar:
+            runs = []
+            for restart in range(self.restarts):
+                seed = self.seed * 1000 + restart
+                begun = started_model(whole, data, start=self.start, seed=seed)
+                recognition = self._new_recognition(begun, data, rough_path(begun, data))
+                report = partial(bar.advance, restart)
+                told = identity(self, model, data.batch())
+                trained, trainer, rows = self._trained(
+                    begun, recognition, data.batch(), check, seed=seed, report=report, told=told
+                )
+                rows.insert(0, "restart", restart)
+                runs.append((trainer.best_score, begun, trained, rows))
+                if trainer.interrupted:
+                    break
+        score, best, recognition, _ = min(runs, key=lambda run: run[0])
+        history = pd.concat([run[3] for run in runs], ignore_index=True)
+        history["selected"] = history["restart"] == [run[0] for run in runs].index(score)
+        if self.checkpoint and not trainer.interrupted:
+            Path(self.checkpoint).unlink(missing_ok=True)
+        return Fit.after_training(
+            best, self, data, history=history, seconds=time.perf_counter() - began,
+            recognition=recognition,
+        )  # fmt: skip
+
+    def _trained(
+        self, model: StateSpaceModel, recognition: Recognition, batch: Batch,
+        check: Batch | None, *, learn_model: bool = True, seed: int | None = None, report: Callable | None = None,
+        told: str = "",
+    ) -> tuple[Recognition, Trainer, pd.DataFrame]:  # fmt: skip
+        """Trains copies; writes what the model has learned into it, returns the recognition."""
+        dtype = getattr(torch, self.dtype)
+        small, guide = working_copy(model, dtype), copy.deepcopy(recognition).to(dtype)
+        train = batch.to(dtype=dtype)
+        problem = PathTraining(
+            self, small, guide, train, train if check is None else check.to(dtype=dtype),
+            learn_model=learn_model,
+        )  # fmt: skip
+        training = self.training()
+        if not learn_model:
+            training = dataclasses.replace(training, checkpoint=None)
+        trainer = Trainer(problem, training, seed=self.seed if seed is None else seed,
+                          identity=told)
+        rows = trainer.run(report)
+        if learn_model:
+            with torch.no_grad():
+                for mine, theirs in zip(model.parameters(), small.parameters(), strict=True):
+                    if mine.requires_grad:
+                        mine.copy_(theirs)
+        return guide.to(torch.float64), trainer, rows

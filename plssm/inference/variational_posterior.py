@@ -1,0 +1,106 @@
+"""The posterior that a recognition model gives, with a bound on the evidence of every trial."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+import torch
+
+from plssm.data import Batch
+from plssm.errors import CapabilityError
+from plssm.inference.closed_bound import expected_log_joint, is_closed
+from plssm.inference.modality_weights import is_tempered
+from plssm.inference.recognition import Recognition
+from plssm.linalg.block_tridiagonal import ChainFactor, factor
+from plssm.model import StateSpaceModel
+from plssm.posterior import GaussianChain
+
+__all__ = ["variational_posterior"]
+
+LOG_2PI = math.log(2.0 * math.pi)
+AT_ONCE = 20_000_000  # numbers of the paths that are drawn at a time
+
+
+@torch.no_grad()
+def variational_posterior(
+    model: StateSpaceModel, batch: Batch, recognition: Recognition, *, draws: int, seed: int,
+    bound: str = "elbo",
+) -> GaussianChain:  # fmt: skip
+    r"""Gaussian path of every trial; its ``log_evidence`` is a bound from below.
+
+    .. math:: \log p(Y) \ge E_q[\log p(Y, Z)] + H[q]
+
+    The expectation is exact for linear-Gaussian models and a mean over draws otherwise; the
+    entropy is exact. Draws depend on the seed and the trial's name only.
+
+    Args:
+        model: The model, float64.
+        batch: The trials, float64.
+        recognition: The recognition model, float64.
+        draws: Number of draws.
+        seed: Their seed.
+        bound: "elbo" or "importance".
+
+    Returns:
+        The posterior, ``evidence_kind`` "elbo" or "importance".
+
+    Raises:
+        CapabilityError: If the precision is not positive definite.
+    """
+    terms = recognition(model, batch)
+    shift, diag = terms.shift.numpy(), terms.diag.numpy()
+    trials, steps, dim = shift.shape
+    off = np.zeros((trials, steps - 1, dim, dim)) if terms.off is None else terms.off.numpy()
+    chain = factor(diag, off, batch.length.numpy())
+    if chain.status.any():
+        raise CapabilityError(
+            "the recognition model's precision is not positive definite for "
+            f"trial {batch.trial[int(chain.status.nonzero()[0][0])]!r}: its parameters have extreme "
+            "values; fit again with a smaller learning rate."
+        )
+    mean, length = chain.solve(shift), batch.length.numpy()
+    entropy = 0.5 * length * dim * (1 + LOG_2PI) - 0.5 * chain.logdet
+    if bound == "elbo" and is_closed(model, batch.dt):
+        moments = (torch.from_numpy(x) for x in (mean, *chain.covariances()))
+        weight = batch.time_mask.to(torch.float64)
+        evidence = expected_log_joint(model, batch, *moments, weight).numpy() + entropy
+    else:
+        logs = _log_ratios(model, batch, mean, chain, draws=draws, seed=seed, entropy=entropy)
+        if bound == "importance":
+            evidence = np.logaddexp.reduce(logs[1], 0) - math.log(draws)
+        else:
+            evidence = logs[0].mean(0)
+    kind = "tempered" if is_tempered(model) else bound
+    return GaussianChain(
+        mean, chain, length=length, log_evidence=evidence, evidence_kind=kind,
+        status=("variational",) * trials,
+    )  # fmt: skip
+
+
+def _log_ratios(
+    model: StateSpaceModel, batch: Batch, mean: np.ndarray, chain: ChainFactor, *, draws: int,
+    seed: int, entropy: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Log joint density of draws plus entropy, and less their own log-density, each [S, B]."""
+    noise = np.zeros((draws, *mean.shape))
+    for b, (name, steps) in enumerate(zip(batch.trial, chain.length, strict=True)):
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        noise[:, b, :steps] = rng.standard_normal((draws, steps, mean.shape[2]))
+    joint = []
+    for part in np.array_split(noise, max(noise.size // AT_ONCE, 1)):
+        z = torch.from_numpy(mean + chain.sample(part))
+        joint.append(_log_joint(model, batch, z).numpy())
+    joint = np.concatenate(joint)
+    free = entropy - 0.5 * chain.length * mean.shape[2]
+    return joint + entropy, joint + free + 0.5 * np.square(noise).sum((-2, -1))
+
+
+def _log_joint(model: StateSpaceModel, batch: Batch, z: torch.Tensor) -> torch.Tensor:
+    """Log joint density with tempered likelihoods, [S, B]."""
+    total = model.dynamics.log_prob(z, batch.inputs, batch.length)
+    for name, observation in model.observations.items():
+        value = observation.log_prob(batch.modalities[name], z)
+        total = total + observation.tempering * value
+    return total

@@ -1,0 +1,74 @@
+"""Where variational inference begins: a rough model, and a rough path under it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plssm.data import Dataset
+from plssm.dynamics import PiecewiseLinear
+from plssm.inference.base import working_copy
+from plssm.inference.laplace_em import LaplaceEM
+from plssm.inference.stages import Stage
+from plssm.inference.starts import observed_path, predictable_path, state_path
+from plssm.model import StateSpaceModel
+
+__all__ = ["rough_path", "started_model"]
+
+LINEAR = 25  # EM iterations of the linear model that a piecewise-linear map starts from
+NOISE = 0.1  # process-noise variance of a map that is drawn at random, for states of unit variance
+
+
+def started_model(model: StateSpaceModel, data: Dataset, *, start: str, seed: int):
+    """A float64 copy of a model whose fresh parts have data-driven start values.
+
+    Maps with a closed-form M-step start from the posterior of a linear model, like LaplaceEM's;
+    others are drawn at random, and the observation models start from components of the data.
+
+    Args:
+        model: The model; never changed.
+        data: Training trials.
+        start: "auto", "data" or "model".
+        seed: Seed of what is drawn.
+
+    Returns:
+        The copy.
+    """
+    copy, dynamics = working_copy(model), model.dynamics
+    parts = (dynamics, *model.observations.values())
+    fresh = {"data": True, "model": False}.get(start)
+    if not any(not p.initialised if fresh is None else fresh for p in parts):
+        return copy
+    closed = isinstance(dynamics, PiecewiseLinear) and dynamics.coefficients() is not None
+    if closed:
+        linear = (Stage("linear", LINEAR, dynamics="linear"), Stage("start", 0))
+        engine = LaplaceEM(seed=seed, start=start, stages=linear)
+        return working_copy(engine.fit(copy, data, progress=False).model)
+    batch = data.batch()
+    quadratic = all(o.quadratic for o in model.observations.values())
+    path = (state_path if quadratic else predictable_path)(copy, batch, copy.dim)
+    z = torch.from_numpy(np.ascontiguousarray(path.mean))
+    for name, observation in copy.observations.items():
+        if fresh or not observation.initialised:
+            observation.init_from(batch.modalities[name], z)
+    if fresh or not dynamics.initialised:
+        copy.dynamics.draw_start(torch.Generator().manual_seed(seed))
+        for noise, value in ((copy.dynamics.noise, NOISE), (copy.dynamics.initial.noise, 1.0)):
+            if not noise.frozen:
+                noise.variance = value
+    return copy
+
+
+def rough_path(model: StateSpaceModel, data: Dataset) -> Tensor:
+    """What the observations by themselves say about the path, smoothed by a slow random walk.
+
+    Args:
+        model: The model, float64.
+        data: The trials.
+
+    Returns:
+        The path [B, T, M]; zeros beyond a trial's end.
+    """
+    path = observed_path(model, data.batch()).mean
+    return torch.from_numpy(np.ascontiguousarray(path))

@@ -1,0 +1,146 @@
+"""What variational inference trains: the bound of random windows, and of fixed ones as measure."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from plssm.data import Batch
+from plssm.inference.batch_windows import BatchWindow, BatchWindows
+from plssm.inference.closed_bound import expected_log_joint, is_closed
+from plssm.inference.path_bound import PathBound, PathGuide
+from plssm.inference.path_distribution import GaussianPath
+from plssm.inference.pyro_bridge import PyroModel
+from plssm.inference.recognition import Recognition
+from plssm.inference.trainer import Problem
+from plssm.model import StateSpaceModel
+
+if TYPE_CHECKING:
+    from plssm.inference.variational import VariationalInference
+
+__all__ = ["PathTraining", "window_steps"]
+
+CHECKED = 20_000  # latent steps, about, of the windows on which the bound is measured
+STEPS = 1000  # latent steps of an update, about
+EXTRA = 20  # steps of context beside those that a network or an observation reaches
+
+
+class PathTraining(Problem):
+    """The evidence lower bound per latent step.
+
+    Args:
+        engine: The settings.
+        model: A working copy in the precision of the training; changed in place.
+        recognition: The recognition model in that precision; changed in place.
+        batch: Training trials in that precision.
+        check: Trials on which the bound is measured.
+        learn_model: Whether the model's free parameters are learned beside the recognition.
+    """
+
+    def __init__(
+        self, engine: VariationalInference, model: StateSpaceModel, recognition: Recognition,
+        batch: Batch, check: Batch, *, learn_model: bool = True,
+    ) -> None:  # fmt: skip
+        self.engine, self.model, self.recognition = engine, model, recognition
+        self.learn_model = learn_model
+        self.bound = PathBound(engine.bound)
+        steps, context = window_steps(engine, model, recognition, batch)
+        self.windows = BatchWindows(batch, steps=steps, context=context)
+        self.count = engine.batch_size or max(STEPS // min(steps, batch.steps), 1)
+        self.total = int(batch.length.sum())
+        self.closed = engine.bound == "elbo" and is_closed(model, batch.dt)
+        self._fixed = self._fixed_windows(check, steps, context, check is batch)
+        self._held: StateSpaceModel | None = None
+        self._penalised = bool(model.dynamics.penalty().requires_grad)
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """The model's free parameters and the recognition model's."""
+        mine = [p for p in self.model.parameters() if self.learn_model and p.requires_grad]
+        return [p for p in [*mine, *self.recognition.parameters()] if p.numel()]
+
+    def loss(self, progress: float, generator: torch.Generator) -> Tensor:
+        """Minus the bound of random windows, per latent step."""
+        engine = self.engine
+        window = self.windows.draw(self.count, generator)
+        if engine.drop and len(self.model.observations) > 1:
+            window = self._without_some(window, generator)
+        model = self.model if progress >= engine.warmup else self._held_model()
+        annealed = progress < engine.anneal
+        beta = max(progress / engine.anneal, 0.01) if annealed else 1.0
+        each = self.values(model, window, engine.samples, generator, beta)
+        loss = -each.sum() * (self.windows.scale(len(window.batch)) / self.total)
+        if self._penalised and self.learn_model:
+            loss = loss + self.model.dynamics.penalty() / self.total
+        return loss
+
+    def values(
+        self, model: StateSpaceModel, window: BatchWindow, samples: int,
+        generator: torch.Generator, beta: float = 1.0,
+    ) -> Tensor:  # fmt: skip
+        """The bound of the inner steps of each window [B], in nats."""
+        if self.closed and beta == 1.0:
+            return self._closed(model, window)
+        guide = PathGuide(self.recognition, model, samples=samples, generator=generator)
+        return self.bound.bound(
+            PyroModel(model, tempered=True), guide, window.batch, weight=window.weight,
+            start=window.start, row=window.row, beta=beta,
+        )  # fmt: skip
+
+    def _closed(self, model: StateSpaceModel, window: BatchWindow) -> Tensor:
+        terms = self.recognition(model, window.batch, window.start, window.row)
+        path, weight = GaussianPath(*terms), window.weight
+        moments = path.mean, path.covariance(), path.cross_covariance()
+        expected = expected_log_joint(model, window.batch, *moments, weight)
+        return expected + (path.entropy_terms() * weight).sum(-1)
+
+    def _held_model(self) -> StateSpaceModel:
+        """The model as it is, without gradients; follows the parameters."""
+        if self._held is None:
+            known = {id(p): p.detach() for p in self.model.parameters()}
+            self._held = copy.deepcopy(self.model, known)
+        return self._held
+
+    def _without_some(self, window: BatchWindow, generator: torch.Generator) -> BatchWindow:
+        """Hides modalities of some windows at random, from encoder and likelihood alike."""
+        modalities, count = window.batch.modalities, len(window.batch)
+        hidden = torch.rand(len(modalities), count, generator=generator) < self.engine.drop
+        hidden[:, hidden.all(0)] = False
+        shown = {
+            name: replace(m, mask=m.mask & ~gone[:, None, None])
+            for (name, m), gone in zip(modalities.items(), hidden, strict=True)
+        }
+        return window._replace(batch=replace(window.batch, modalities=shown))
+
+    def _fixed_windows(
+        self, check: Batch, steps: int, context: int, same: bool
+    ) -> tuple[BatchWindow, float]:
+        windows = self.windows if same else BatchWindows(check, steps=steps, context=context)
+        count = max(CHECKED // min(steps, check.steps), 1)
+        drawn = windows.draw(count, torch.Generator().manual_seed(0))
+        return drawn, windows.scale(len(drawn.batch)) / int(check.length.sum())
+
+    @torch.no_grad()
+    def measures(self) -> dict[str, float]:
+        """The bound per latent step on fixed windows, with the same draws at every check."""
+        window, scale = self._fixed
+        generator = torch.Generator().manual_seed(0)
+        samples = 1 if self.engine.bound == "elbo" else self.engine.samples
+        each = self.values(self.model, window, samples, generator)
+        value = float(each.sum()) * scale
+        return {"score": -value if value == value else float("inf"), "elbo": value}
+
+
+def window_steps(
+    engine: VariationalInference, model: StateSpaceModel, recognition: Recognition, batch: Batch
+) -> tuple[int, int]:
+    """Inner steps and context of a window; whole trials where they are not much longer."""
+    network = getattr(recognition.encoder, "reach", None)
+    if network is None or engine.bound == "importance" or batch.steps <= 1.5 * engine.window:
+        return batch.steps, 0
+    memory = max(o.memory(batch.dt) for o in model.observations.values())
+    return engine.window, max(network, memory) + EXTRA
