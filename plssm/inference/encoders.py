@@ -44,14 +44,16 @@ class EncoderSize(NamedTuple):
     Attributes:
         channels: Channels N of the modality.
         columns: Columns K that are read of a sample, a multiple of N.
-        covariates: Nuisance regressors and inputs beside them.
+        nuisance: Nuisance regressors R.
+        inputs: Inputs.
         leads: Later steps that the linear part reads as well (the memory of BOLD).
         rank: Directions of the state that a sample of one channel tells about.
     """
 
     channels: int
     columns: int
-    covariates: int
+    nuisance: int
+    inputs: int
     leads: int
     rank: int
 
@@ -62,12 +64,14 @@ class StepSamples(NamedTuple):
     Attributes:
         x: What is read of them, means over the samples of a step, 0 where missing [B, T, K].
         count: Number of observed samples of each channel at each step [B, T, N].
-        beside: Nuisance regressors (their means) and inputs [B, T, R].
+        nuisance: Nuisance regressors, their means [B, T, R].
+        inputs: Inputs [B, T, K].
     """
 
     x: Tensor
     count: Tensor
-    beside: Tensor
+    nuisance: Tensor
+    inputs: Tensor
 
     @property
     def seen(self) -> Tensor:
@@ -95,24 +99,24 @@ def on_steps(
     columns = torch.where(wide > 0, columns, 0.0)
     total, count = scatter(columns, m.clock, steps), scatter(weight, m.clock, steps)
     times = count.repeat_interleave(columns.shape[-1] // weight.shape[-1], dim=-1)
-    beside = []
+    none = columns.new_zeros(*total.shape[:2], 0)
+    nuisance = none
     if m.nuisance is not None:
         any_seen = m.mask.any(-1, keepdim=True).to(columns.dtype)
         known = scatter(m.nuisance * any_seen, m.clock, steps)
-        beside.append(known / scatter(any_seen, m.clock, steps).clamp_min(1))
-    if inputs is not None:
-        beside.append(inputs)
-    none = columns.new_zeros(*total.shape[:2], 0)
-    return StepSamples(total / times.clamp_min(1), count, torch.cat([none, *beside], dim=-1))
+        nuisance = known / scatter(any_seen, m.clock, steps).clamp_min(1)
+    inputs = none if inputs is None else inputs
+    return StepSamples(total / times.clamp_min(1), count, nuisance, inputs)
 
 
 class ModalityEncoder(nn.Module):
     r"""Evidence that the samples of one modality give about the state at their step.
 
-    .. math:: r_t = W x_t + V m_t + U n_t + f(x)_t, \qquad
+    .. math:: r_t = W x_t + V m_t + U (m_t \otimes n_t) + f(x)_t, \qquad
         \Lambda_t = \sum_j m_{jt} e^{a(x)_{jt}} \ell_j \ell_j^\top
 
-    x are the standardised samples, m says what is observed, n are covariates. f and a come from a
+    x are the standardised samples, m says what is observed, n are nuisance
+    regressors. f and a come from a
     network over time; at the start they are 0 (a is -5 for M further directions), so that an
     encoder can begin where the linear part is exact: W = B' G^-1, l_n = B_n / g_n for Gaussian
     channels, whatever is missing. Nothing comes from steps without a sample.
@@ -131,7 +135,7 @@ class ModalityEncoder(nn.Module):
         kinds = {"dtype": torch.float64}
         self.register_buffer("mean", torch.zeros(size.columns, **kinds))
         self.register_buffer("scale", torch.ones(size.columns, **kinds))
-        read = (size.leads + 1) * (size.columns + size.channels) + size.covariates
+        read = (size.leads + 1) * (size.columns + size.channels * (1 + size.nuisance))
         self.linear = nn.Parameter(torch.zeros(dim, read, **kinds))
         own = size.channels * self.rank
         self.factors = nn.Parameter(torch.zeros(own + dim, dim, **kinds))
@@ -140,7 +144,7 @@ class ModalityEncoder(nn.Module):
         self.log_weight = nn.Parameter(torch.zeros(own + dim, **kinds))
         with torch.no_grad():
             self.log_weight[own:] = FAINT
-        width = size.columns + size.channels + size.covariates
+        width = size.columns + size.channels + size.nuisance + size.inputs
         self.network = make_network(network, width, hidden, dim + own + dim)
 
     def standardised(self, found: StepSamples) -> StepSamples:
@@ -160,14 +164,19 @@ class ModalityEncoder(nn.Module):
         self.scale.copy_(torch.where(variance > 0, variance, 1.0).rsqrt())
 
     def regressors(self, found: StepSamples) -> Tensor:
-        """What the linear part reads [B, T, C]: samples and masks of this step and later ones."""
-        seen = torch.cat([found.x * _wide(found), found.count], dim=-1)
-        parts = [seen]
+        """What the linear part reads [B, T, C]: samples, masks, and masked regressors.
+
+        Of this step and of later ones, where the observations have a memory.
+        """
+        count = found.count
+        masked = (count[..., None] * found.nuisance[..., None, :]).flatten(-2)
+        now = torch.cat([found.x * _wide(found), count, masked], dim=-1)
+        parts = [now]
         for lead in range(1, self.size.leads + 1):
-            later = torch.zeros_like(seen)
-            later[:, :-lead] = seen[:, lead:]
+            later = torch.zeros_like(now)
+            later[:, :-lead] = now[:, lead:]
             parts.append(later)
-        return torch.cat([*parts, found.beside], dim=-1)
+        return torch.cat(parts, dim=-1)
 
     def forward(self, found: StepSamples, inside: Tensor) -> Potentials:
         """Returns the evidence.
@@ -181,7 +190,8 @@ class ModalityEncoder(nn.Module):
         shift = self.regressors(found) @ self.linear.T
         log_weight = self.log_weight
         if self.network is not None:
-            read = torch.cat([found.x, (found.count > 0).to(found.x.dtype), found.beside], dim=-1)
+            known = (found.count > 0).to(found.x.dtype)
+            read = torch.cat([found.x, known, found.nuisance, found.inputs], dim=-1)
             out = self.network(read * inside, inside)
             shift = shift + out[..., : self.dim]
             log_weight = log_weight + 5.0 * torch.tanh(out[..., self.dim :] / 5.0)
@@ -264,10 +274,10 @@ class Encoder(Configurable, nn.Module):
         for name, observation in model.observations.items():
             m = batch.modalities[name]
             found[name] = on_steps(observation, m, batch.inputs, batch.steps)
-            x, beside = found[name].x, found[name].beside
             leads = min(observation.memory(batch.dt), batch.steps - 1)
             rank = min(observation.predictors, model.dim) if observation.coupled else 1
-            sizes[name] = [observation.channels, x.shape[-1], beside.shape[-1], leads, rank]
+            read = [part.shape[-1] for part in (found[name].x, *found[name][2:])]
+            sizes[name] = [observation.channels, *read, leads, rank]
         encoder = cls(sizes, model.dim, network=network, hidden=hidden, seed=seed)
         for name, samples in found.items():
             encoder.modalities[name].learn_scale(samples)

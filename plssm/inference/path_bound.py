@@ -168,9 +168,7 @@ class PathBound(Trace_ELBO):
             **options: Further keywords of both.
         """
         weighted = self.kind == "importance"
-        return self._each(
-            bound_terms(model, guide, *args, density=weighted, **options), beta
-        )
+        return self._each(bound_terms(model, guide, *args, density=weighted, **options), beta)
 
     def _each(self, terms: BoundTerms, beta: float) -> Tensor:
         if terms.log_guide is None:

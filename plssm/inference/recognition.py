@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from plssm._config_capture import Configurable
 from plssm.data import Batch
+from plssm.errors import PlssmError
+from plssm.inference.chains import LinearChain, PathTerms, chain_mean, couple, linearised
 from plssm.inference.encoders import Encoder, Potentials
 from plssm.inference.free_evidence import FreeEvidence
 from plssm.model import StateSpaceModel
@@ -16,20 +18,8 @@ from plssm.model import StateSpaceModel
 __all__ = ["PathTerms", "Recognition", "cholesky_factor"]
 
 
-class PathTerms(NamedTuple):
-    r"""A Gaussian path :math:`N(U^{-1} r, U^{-1})` by its blocks.
-
-    Attributes:
-        shift: r [B, T, M].
-        diag: U_tt [B, T, M, M].
-        off: U_{t,t+1} [B, T-1, M, M]; None where steps are independent.
-        length: Steps of each trial [B].
-    """
-
-    shift: Tensor
-    diag: Tensor
-    off: Tensor | None
-    length: Tensor
+CHAINS = ("model", "learned", "none")
+REFINED = 2  # times the map is linearised anew around the mean of the path
 
 
 @final
@@ -40,15 +30,17 @@ class Recognition(Configurable, nn.Module):
         \prod_t \exp\Big( \sum_m r^{(m)\top}_t z_t
         - \tfrac12 z_t^\top \Lambda^{(m)}_t z_t \Big)
 
-    The precision is block-tridiagonal: :math:`U_{tt} = \Lambda_t + Q^{-1} + A^\top Q^{-1} A`,
-    :math:`U_{t,t+1} = -A^\top Q^{-1}`. Without the chain (mean field) steps are independent under
-    a diagonal Gaussian.
+    Three chains: "model" is the model's own, linearised along the path (an iterated Gauss-Newton
+    smoother whose evidence comes from the encoder: exact for linear-Gaussian models, and the
+    Laplace approximation where the encoder gives its expansions); "learned" is one linear chain
+    for all times and states, as published; "none" makes steps independent under one diagonal
+    Gaussian (mean field).
 
     Args:
         encoder: Gives the evidence of every modality, or free evidence.
         dim: Latent states M.
         inputs: Inputs K.
-        chain: Whether steps are coupled.
+        chain: "model", "learned" or "none".
 
     References:
         Archer et al. (2015), Black box variational inference for state space models,
@@ -56,19 +48,22 @@ class Recognition(Configurable, nn.Module):
         multi-modal time series, ICML, arXiv:2111.02922.
     """
 
-    def __init__(self, encoder: Encoder, dim: int, *, inputs: int = 0, chain: bool = True) -> None:
+    def __init__(
+        self, encoder: Encoder | FreeEvidence, dim: int, *, inputs: int = 0, chain: str = "model"
+    ) -> None:
         super().__init__()
+        if chain not in CHAINS:
+            raise PlssmError(f"Recognition: chain is {chain!r}, wanted one of {CHAINS}.")
         self.encoder, self.dim, self.chain = encoder, dim, chain
         kind = {"dtype": torch.float64}
         self.initial_mean = nn.Parameter(torch.zeros(dim, **kind))
         self.initial_factor = nn.Parameter(torch.zeros(dim, dim, **kind))
-        self.register_buffer("typical_mean", torch.zeros(dim, **kind))
-        self.register_buffer("typical_precision", torch.eye(dim, **kind))
-        if chain:
-            self.A = nn.Parameter(0.9 * torch.eye(dim, **kind))
-            self.b = nn.Parameter(torch.zeros(dim, **kind))
-            self.C = nn.Parameter(torch.zeros(dim, inputs, **kind))
-            self.factor = nn.Parameter(torch.zeros(dim, dim, **kind))
+        self.A = nn.Parameter(0.9 * torch.eye(dim, **kind))
+        self.b = nn.Parameter(torch.zeros(dim, **kind))
+        self.C = nn.Parameter(torch.zeros(dim, inputs, **kind))
+        self.factor = nn.Parameter(torch.zeros(dim, dim, **kind))
+        self.typical_mean = nn.Parameter(torch.zeros(dim, **kind))
+        self.typical_precision = nn.Parameter(torch.eye(dim, **kind))
 
     def forward(
         self,
@@ -85,7 +80,48 @@ class Recognition(Configurable, nn.Module):
             start: First step of each trial in its recording [B], where windows are given.
             row: Number of each trial [B], where evidence is free.
         """
-        return self.couple(self.evidence(model, batch, row), batch, start)
+        evidence = self.evidence(model, batch, row)
+        if self.chain == "none":
+            base = self.initial_precision()
+            shift = evidence.shift + base @ self.initial_mean
+            return PathTerms(shift, evidence.precision + base, None, batch.length)
+        if self.chain == "learned":
+            return couple(evidence, self.learned_chain(batch, start), batch.length)
+        path = self.point(model, batch, evidence, start)
+        return couple(evidence, self.model_chain(model, batch, path, start), batch.length)
+
+    @torch.no_grad()
+    def point(
+        self, model: StateSpaceModel, batch: Batch, evidence: Potentials, start: Tensor | None
+    ) -> Tensor:
+        """The path around which the map is linearised [B, T, M]."""
+        path = chain_mean(evidence, self.learned_chain(batch, start), batch.length)
+        for _ in range(REFINED):
+            path = chain_mean(evidence, self.model_chain(model, batch, path, start), batch.length)
+        return path
+
+    def learned_chain(self, batch: Batch, start: Tensor | None) -> LinearChain:
+        """The linear chain for all times."""
+        steps = batch.steps - 1
+        drive = self.b.expand(len(batch), steps, self.dim)
+        if self.C.shape[1] and batch.inputs is not None:
+            drive = drive + batch.inputs[:, 1:].to(drive) @ self.C.T
+        root = cholesky_factor(self.factor)
+        own = self.initial_precision()
+        first = own.expand(len(batch), -1, -1), (own @ self.initial_mean).expand(len(batch), -1)
+        return LinearChain(self.A, drive, root @ root.T, *self._first(first, start))
+
+    def model_chain(
+        self, model: StateSpaceModel, batch: Batch, path: Tensor, start: Tensor | None
+    ) -> LinearChain:
+        """The model's own chain, linearised along a path."""
+        dynamics = model.dynamics
+        jacobian, offset = linearised(dynamics, path, batch.inputs)
+        own = dynamics.initial.noise.precision
+        mean = dynamics.first_mean(batch.inputs).expand(len(batch), -1)
+        first = own.expand(len(batch), -1, -1), mean @ own
+        precision = dynamics.noise.precision
+        return LinearChain(jacobian, offset, precision, *self._first(first, start))
 
     def evidence(
         self, model: StateSpaceModel, batch: Batch, row: Tensor | None = None
@@ -103,44 +139,20 @@ class Recognition(Configurable, nn.Module):
             shift, precision = shift + other.shift, precision + other.precision
         return Potentials(shift, precision)
 
-    def couple(self, evidence: Potentials, batch: Batch, start: Tensor | None) -> PathTerms:
-        """Returns the evidence under the chain (or under the diagonal Gaussian)."""
-        first, mean = self._first(len(batch), start)
-        if not self.chain:
-            base = self.initial_precision()
-            shift = evidence.shift + base @ self.initial_mean
-            return PathTerms(shift, evidence.precision + base, None, batch.length)
-        steps, length = batch.steps, batch.length
-        root = cholesky_factor(self.factor)
-        precision, pull = root @ root.T, (root @ root.T) @ self.A  # Q^-1, Q^-1 A
-        drive = self.b.expand(len(batch), steps, self.dim)
-        if self.C.shape[1] and batch.inputs is not None:
-            drive = drive + batch.inputs.to(drive) @ self.C.T
-        arrived = torch.arange(steps) > 0
-        leaves = torch.arange(steps) < length[:, None] - 1
-        diag = evidence.precision + (self.A.T @ pull) * leaves[..., None, None]
-        diag = diag + precision * arrived[:, None, None]
-        diag = diag + first[:, None] * ~arrived[:, None, None]
-        shift = evidence.shift + (drive @ precision) * arrived[:, None]
-        back = torch.cat([drive[:, 1:] @ pull, torch.zeros_like(drive[:, :1])], dim=1)
-        shift = shift - back * leaves[..., None] + mean[:, None] * ~arrived[:, None]
-        off = (-pull.T).expand(len(batch), steps - 1, self.dim, self.dim)
-        return PathTerms(shift, diag, off, length)
-
     def initial_precision(self) -> Tensor:
         """Precision of a first state [M, M]; of every state where they are independent."""
         root = cholesky_factor(self.initial_factor)
         return root @ root.T
 
-    def _first(self, count: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _first(self, own: tuple[Tensor, Tensor], start: Tensor | None) -> tuple[Tensor, Tensor]:
         """Precision [B, M, M], shift [B, M] of first states; inside a recording the typical."""
-        own = self.initial_precision()
-        precision, shift = own.expand(count, -1, -1), (own @ self.initial_mean).expand(count, -1)
+        precision, shift = own
         if start is None or not bool((start > 0).any()):
             return precision, shift
         inner = start > 0
-        typical = self.typical_precision @ self.typical_mean
-        precision = torch.where(inner[:, None, None], self.typical_precision, precision)
+        known = self.typical_precision.detach()
+        typical = known @ self.typical_mean.detach()
+        precision = torch.where(inner[:, None, None], known, precision)
         return precision, torch.where(inner[:, None], typical, shift)
 
 

@@ -11,7 +11,7 @@ from plssm.inference.recognition import Recognition
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 
-__all__ = ["start_encoder", "start_recognition"]
+__all__ = ["refresh_chain", "start_encoder", "start_recognition"]
 
 RIDGE = 1e-9  # relative; keeps a regression solvable whose columns depend on each other
 SMALL = 1e-2  # size of factors that would be zero, where no gradient reaches them
@@ -25,7 +25,7 @@ def start_recognition(
     r"""Writes start values into a recognition model, exact for linear-Gaussian models.
 
     .. math:: (A_q, b_q) = \arg\min \sum_t \| F(\bar z_t) - A_q \bar z_t - b_q \|^2, \qquad
-        Q = \Sigma + \langle e e^\top \rangle
+        Q = \Sigma + \langle e e^\top \rangle, \quad e = F(\bar z_t) - A_q \bar z_t - b_q
 
     Args:
         recognition: Changed in place; float64.
@@ -35,32 +35,48 @@ def start_recognition(
     """
     if isinstance(recognition.encoder, Encoder):
         start_encoder(recognition.encoder, model, batch, path)
-    dynamics, inside = model.dynamics, batch.time_mask
+    if recognition.chain == "none":
+        z = path[batch.time_mask]
+        variance = (z - z.mean(0)).square().mean(0) + model.dynamics.noise.variance
+        recognition.initial_mean.copy_(z.mean(0))
+        recognition.initial_factor.copy_(torch.diag(-0.5 * variance.log()))
+        return
+    refresh_chain(recognition, model, batch.inputs, path, batch.time_mask)
+
+
+@torch.no_grad()
+def refresh_chain(
+    recognition: Recognition, model: StateSpaceModel, inputs: Tensor | None, path: Tensor,
+    inside: Tensor,
+) -> None:  # fmt: skip
+    r"""Writes the linear chain that is closest to the model's map along some paths.
+
+    Args:
+        recognition: Changed in place.
+        model: The model.
+        inputs: Inputs [B, T, K], or None.
+        path: Paths [B, T, M].
+        inside: Which of their steps exist [B, T], bool.
+    """
+    dynamics, kind = model.dynamics, path.dtype
     z = path[inside]
     centred = z - z.mean(0)
     spread = centred.T @ centred / len(z) + dynamics.noise.covariance
     recognition.typical_mean.copy_(z.mean(0))
-    recognition.typical_precision.copy_(torch.linalg.inv(spread))
-    if not recognition.chain:
-        recognition.initial_mean.copy_(z.mean(0))
-        variance = spread.diagonal()
-        recognition.initial_factor.copy_(torch.diag(-0.5 * variance.log()))
-        return
+    recognition.typical_precision.copy_(torch.linalg.inv(spread.double()))
     recognition.initial_mean.copy_(dynamics.initial.mean)
     recognition.initial_factor.copy_(_raw(dynamics.initial.noise.precision))
-    later = inside[:, 1:]
-    before = path[:, :-1][later]
-    if not len(before):
-        before = z
-    drive = None if not dynamics.n_inputs else torch.zeros(len(before), dynamics.n_inputs).to(z)
-    after = dynamics.step(before, drive)
-    read = torch.cat([before, torch.ones_like(before[:, :1])], dim=1)
+    before = path[:, :-1][inside[:, 1:]]
+    before = before if len(before) else z
+    rest = None if inputs is None else torch.zeros(len(before), dynamics.n_inputs, dtype=kind)
+    after = dynamics.step(before, rest).double()
+    read = torch.cat([before, torch.ones_like(before[:, :1])], dim=1).double()
     weights = _regression(read, after)
     residual = after - read @ weights.T
     recognition.A.copy_(weights[:, :-1])
     recognition.b.copy_(weights[:, -1])
     recognition.C.copy_(dynamics.C)
-    noise = dynamics.noise.covariance + residual.T @ residual / len(residual)
+    noise = dynamics.noise.covariance.double() + residual.T @ residual / len(residual)
     recognition.factor.copy_(_raw(torch.linalg.inv(noise)))
 
 

@@ -230,6 +230,7 @@ class Trainer:
                 stacklevel=2,
             )
         self._copy(self.best if self.best_score < float("inf") else self.good)
+        self.problem.project()
         if training.checkpoint and not self.interrupted:
             self._write()
         return pd.DataFrame(self.rows)
@@ -295,6 +296,7 @@ class Trainer:
         self.failures += 1
         self.slower *= 0.5
         self._copy(self.good)
+        self.problem.project()
         self.optimiser.state.clear()
         for group in self.optimiser.param_groups:
             group["lr"] *= 0.5
@@ -358,6 +360,7 @@ class Trainer:
                 "afresh, or give another file."
             )
         self._copy(tensors["vector"])
+        self.problem.project()
         self.best.copy_(tensors["best"])
         self.good.copy_(tensors["good"])
         self.generator.set_state(tensors["generator"])

@@ -37,7 +37,7 @@ from plssm.posterior import Posterior
 
 __all__ = ["VariationalInference"]
 
-GUIDES = ("chain", "mean-field")
+CHAIN_OF = {"model": "model", "chain": "learned", "mean-field": "none"}
 
 
 @dataclass
@@ -58,7 +58,9 @@ class VariationalInference(Engine):
         encoder: Networks of the modalities: "conv" (temporal convolutions), "gru", "mlp" (every
             step by itself), "none" (linear in the data), or "free": no network but free numbers
             for every step of every trial, for small data (whole trials; new trials are fitted).
-        guide: "chain", or "mean-field" (steps independent; its bands are too narrow).
+        guide: What couples the steps: "model", the model's own map, linearised along the path;
+            "chain", one learned linear chain (as published); "mean-field", nothing (its bands are
+            too narrow).
         hidden: Width of the networks.
         bound: "elbo" or "importance" (importance-weighted by ``samples`` draws).
         samples: Draws of each path.
@@ -88,7 +90,7 @@ class VariationalInference(Engine):
 
     steps: int = 3000
     encoder: str = "conv"
-    guide: str = "chain"
+    guide: str = "model"
     hidden: int = 32
     bound: str = "elbo"
     samples: int = 1
@@ -113,7 +115,7 @@ class VariationalInference(Engine):
         self.learning_rate = tuple(self.learning_rate)
         self.training()
         choices = {
-            "encoder": (*NETWORKS, "free"), "guide": GUIDES, "bound": BOUNDS,
+            "encoder": (*NETWORKS, "free"), "guide": tuple(CHAIN_OF), "bound": BOUNDS,
             "start": ("auto", "data", "model"), "dtype": ("float32", "float64"),
         }  # fmt: skip
         for name, wanted in choices.items():
@@ -186,9 +188,7 @@ class VariationalInference(Engine):
                     recognition.get_parameter(name).data.copy_(value)
         return self._trained(model, recognition, data.batch(), None, learn_model=False)[0]
 
-    def _new_recognition(
-        self, model: StateSpaceModel, data: Dataset, path: Tensor
-    ) -> Recognition:
+    def _new_recognition(self, model: StateSpaceModel, data: Dataset, path: Tensor) -> Recognition:
         batch = data.batch()
         if self.encoder == "free":
             encoder = FreeEvidence(len(batch), batch.steps, model.dim)
@@ -196,7 +196,7 @@ class VariationalInference(Engine):
         else:
             options = {"network": self.encoder, "hidden": self.hidden, "seed": self.seed}
             encoder = Encoder.for_model(model, batch, **options)
-        chain = self.guide == "chain"
+        chain = CHAIN_OF[self.guide]
         recognition = Recognition(encoder, model.dim, inputs=data.n_inputs, chain=chain)
         start_recognition(recognition, model, batch, path)
         return recognition
@@ -236,11 +236,12 @@ class VariationalInference(Engine):
             for restart in range(self.restarts):
                 seed = self.seed * 1000 + restart
                 begun = started_model(whole, data, start=self.start, seed=seed)
-                recognition = self._new_recognition(begun, data, rough_path(begun, data))
+                path = rough_path(begun, data)
+                recognition = self._new_recognition(begun, data, path)
                 report = partial(bar.advance, restart)
                 told = identity(self, model, data.batch())
                 trained, trainer, rows = self._trained(
-                    begun, recognition, data.batch(), check, seed=seed, report=report, told=told
+                    begun, recognition, data.batch(), check, seed=seed, report=report, told=told, path=path,
                 )
                 rows.insert(0, "restart", restart)
                 runs.append((trainer.best_score, begun, trained, rows))
@@ -258,7 +259,7 @@ class VariationalInference(Engine):
 
     def _trained(
         self, model: StateSpaceModel, recognition: Recognition, batch: Batch,
-        check: Batch | None, *, learn_model: bool = True, seed: int | None = None, report: Callable | None = None,
+        check: Batch | None, *, learn_model: bool = True, path: Tensor | None = None, seed: int | None = None, report: Callable | None = None,
         told: str = "",
     ) -> tuple[Recognition, Trainer, pd.DataFrame]:  # fmt: skip
         """Trains copies; writes what the model has learned into it, returns the recognition."""
@@ -267,13 +268,14 @@ class VariationalInference(Engine):
         train = batch.to(dtype=dtype)
         problem = PathTraining(
             self, small, guide, train, train if check is None else check.to(dtype=dtype),
-            learn_model=learn_model,
+            learn_model=learn_model, path=path,
         )  # fmt: skip
         training = self.training()
         if not learn_model:
             training = dataclasses.replace(training, checkpoint=None)
-        trainer = Trainer(problem, training, seed=self.seed if seed is None else seed,
-                          identity=told)
+        trainer = Trainer(
+            problem, training, seed=self.seed if seed is None else seed, identity=told
+        )
         rows = trainer.run(report)
         if learn_model:
             with torch.no_grad():

@@ -20,7 +20,9 @@ LINEAR = 25  # EM iterations of the linear model that a piecewise-linear map sta
 NOISE = 0.1  # process-noise variance of a map that is drawn at random, for states of unit variance
 
 
-def started_model(model: StateSpaceModel, data: Dataset, *, start: str, seed: int):
+def started_model(
+    model: StateSpaceModel, data: Dataset, *, start: str, seed: int
+) -> StateSpaceModel:
     """A float64 copy of a model whose fresh parts have data-driven start values.
 
     Maps with a closed-form M-step start from the posterior of a linear model, like LaplaceEM's;
@@ -42,8 +44,10 @@ def started_model(model: StateSpaceModel, data: Dataset, *, start: str, seed: in
         return copy
     closed = isinstance(dynamics, PiecewiseLinear) and dynamics.coefficients() is not None
     if closed:
-        linear = (Stage("linear", LINEAR, dynamics="linear"), Stage("start", 0))
-        engine = LaplaceEM(seed=seed, start=start, stages=linear)
+        stages = (Stage("start", 0),)
+        if fresh or not dynamics.initialised:
+            stages = (Stage("linear", LINEAR, dynamics="linear"), *stages)
+        engine = LaplaceEM(seed=seed, start=start, stages=stages)
         return working_copy(engine.fit(copy, data, progress=False).model)
     batch = data.batch()
     quadratic = all(o.quadratic for o in model.observations.values())

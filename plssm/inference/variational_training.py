@@ -17,7 +17,9 @@ from plssm.inference.path_bound import PathBound, PathGuide
 from plssm.inference.path_distribution import GaussianPath
 from plssm.inference.pyro_bridge import PyroModel
 from plssm.inference.recognition import Recognition
+from plssm.inference.recognition_start import refresh_chain
 from plssm.inference.trainer import Problem
+from plssm.inference.whitened_map import WhitenedMap
 from plssm.model import StateSpaceModel
 
 if TYPE_CHECKING:
@@ -44,11 +46,14 @@ class PathTraining(Problem):
 
     def __init__(
         self, engine: VariationalInference, model: StateSpaceModel, recognition: Recognition,
-        batch: Batch, check: Batch, *, learn_model: bool = True,
+        batch: Batch, check: Batch, *, learn_model: bool = True, path: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.engine, self.model, self.recognition = engine, model, recognition
         self.learn_model = learn_model
         self.bound = PathBound(engine.bound)
+        self.map = None
+        if learn_model and path is not None:
+            self.map = WhitenedMap.of(model.dynamics, path, batch.inputs, batch.time_mask)
         steps, context = window_steps(engine, model, recognition, batch)
         self.windows = BatchWindows(batch, steps=steps, context=context)
         self.count = engine.batch_size or max(STEPS // min(steps, batch.steps), 1)
@@ -61,6 +66,9 @@ class PathTraining(Problem):
     def parameters(self) -> Sequence[nn.Parameter]:
         """The model's free parameters and the recognition model's."""
         mine = [p for p in self.model.parameters() if self.learn_model and p.requires_grad]
+        if self.map is not None:
+            held = {id(self.model.dynamics.get_parameter(n)) for n in self.map.places}
+            mine = [self.map.values, *(p for p in mine if id(p) not in held)]
         return [p for p in [*mine, *self.recognition.parameters()] if p.numel()]
 
     def loss(self, progress: float, generator: torch.Generator) -> Tensor:
@@ -69,13 +77,13 @@ class PathTraining(Problem):
         window = self.windows.draw(self.count, generator)
         if engine.drop and len(self.model.observations) > 1:
             window = self._without_some(window, generator)
-        model = self.model if progress >= engine.warmup else self._held_model()
+        model = self._moving_model() if progress >= engine.warmup else self._held_model()
         annealed = progress < engine.anneal
         beta = max(progress / engine.anneal, 0.01) if annealed else 1.0
         each = self.values(model, window, engine.samples, generator, beta)
         loss = -each.sum() * (self.windows.scale(len(window.batch)) / self.total)
         if self._penalised and self.learn_model:
-            loss = loss + self.model.dynamics.penalty() / self.total
+            loss = loss + model.dynamics.penalty() / self.total
         return loss
 
     def values(
@@ -97,6 +105,20 @@ class PathTraining(Problem):
         moments = path.mean, path.covariance(), path.cross_covariance()
         expected = expected_log_joint(model, window.batch, *moments, weight)
         return expected + (path.entropy_terms() * weight).sum(-1)
+
+    def _moving_model(self) -> StateSpaceModel:
+        """The model whose map follows from its coordinates."""
+        if self.map is None:
+            return self.model
+        moving = copy.copy(self.model)
+        moving._modules = dict(self.model._modules)
+        moving._modules["dynamics"] = self.map.applied(self.model.dynamics)
+        return moving
+
+    def project(self) -> None:
+        """Writes the map's coordinates into the model."""
+        if self.map is not None:
+            self.map.write(self.model.dynamics)
 
     def _held_model(self) -> StateSpaceModel:
         """The model as it is, without gradients; follows the parameters."""
@@ -128,11 +150,22 @@ class PathTraining(Problem):
     def measures(self) -> dict[str, float]:
         """The bound per latent step on fixed windows, with the same draws at every check."""
         window, scale = self._fixed
+        self._refresh(window)
         generator = torch.Generator().manual_seed(0)
         samples = 1 if self.engine.bound == "elbo" else self.engine.samples
         each = self.values(self.model, window, samples, generator)
         value = float(each.sum()) * scale
         return {"score": -value if value == value else float("inf"), "elbo": value}
+
+    def _refresh(self, window: BatchWindow) -> None:
+        """Keeps the first guess of the path near the model that has changed since."""
+        guide = self.recognition
+        if guide.chain != "model" or not self.learn_model:
+            return
+        batch = window.batch
+        evidence = guide.evidence(self.model, batch, window.row)
+        path = guide.point(self.model, batch, evidence, window.start)
+        refresh_chain(guide, self.model, batch.inputs, path, batch.time_mask)
 
 
 def window_steps(
