@@ -6,7 +6,9 @@ on small problems, ``Predictive``. Pyro's parameter store has no part in it.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pyro
@@ -14,10 +16,12 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.distributions import Distribution
 
 from plssm.data import Batch, Modality
 from plssm.dynamics.base import LatentDynamics
 from plssm.errors import PlssmError, ShapeError
+from plssm.inference.parameter_priors import ParameterPrior, match_priors
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 from plssm.observations.clock import gather
@@ -220,17 +224,28 @@ class PyroModel:
     r"""A state-space model as a Pyro model; made by :func:`to_pyro`.
 
     Called with a batch it runs the sites ``z`` (the latent paths ``[B, T, M]``) and one for each
-    modality, named like it, in the plate ``trials``.
+    modality, named like it, in the plate ``trials``; before them one for each parameter with a
+    prior, named as in ``model.named_parameters()``.
 
     Args:
         model: The state-space model; never changed.
+        priors: See :func:`to_pyro`.
         tempered: Whether likelihoods have the exponents ``observation.tempering``.
 
+    Attributes:
+        priors: Distribution of each parameter that has one, by name.
+
     Raises:
-        PlssmError: If a modality has the name of the path or of the plate.
+        PlssmError: If a modality has the name of the path or of the plate, or priors do not fit.
     """
 
-    def __init__(self, model: StateSpaceModel, *, tempered: bool = False) -> None:
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        priors: Mapping[str, Distribution | str] | None = None,
+        *,
+        tempered: bool = False,
+    ) -> None:
         for name in model.observations:
             if name in (PATH, TRIALS):
                 raise PlssmError(
@@ -238,6 +253,8 @@ class PyroModel:
                     "rename the modality"
                 )
         self.model, self.tempered = model, bool(tempered)
+        found = match_priors(model, priors or {})
+        self.priors = {n: ParameterPrior(d, model.get_parameter(n)) for n, d in found.items()}
 
     def __call__(
         self,
@@ -259,7 +276,7 @@ class PyroModel:
         Returns:
             The latent paths ``[*S, B, T, M]``.
         """
-        model = self.model
+        model = self._drawn()
         with pyro.plate(TRIALS, len(batch), dim=-1), poutine.scale(scale=scale):
             prior = PathPrior(
                 model.dynamics, batch.inputs, length=batch.length, weight=weight, anchored=True
@@ -273,24 +290,89 @@ class PyroModel:
                     pyro.sample(name, site, obs=m.y if observed else None)
         return z
 
+    def _drawn(self) -> StateSpaceModel:
+        """The model, or a copy in which drawn values stand in the place of its parameters.
 
-def to_pyro(model: StateSpaceModel, *, tempered: bool = False) -> PyroModel:
+        Log-densities are evaluated after the run, so the values must stay: every run has its own
+        copy. Only the parts around the tensors are copied, not what is not drawn.
+        """
+        if not self.priors:
+            return self.model
+        memo = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        for name, prior in self.priors.items():
+            value = pyro.sample(name, prior)
+            if value.shape != prior.event_shape:
+                raise ShapeError(
+                    f"{name}: got values {tuple(value.shape)}, wanted {tuple(prior.event_shape)}: "
+                    "a run takes one value of each parameter; use Predictive(parallel=False) and "
+                    "ELBOs with vectorize_particles=False"
+                )
+            memo[id(self.model.get_parameter(name))] = value.to(prior.dtype)
+        return copy.deepcopy(self.model, memo)
+
+    def to_model(self, sample: Mapping[str, Tensor]) -> StateSpaceModel:
+        """Write drawn values back: a copy of the model with the parameters of one draw.
+
+        Args:
+            sample: Values by site, each of the parameter's shape, e.g. posterior means; other
+                sites are left alone.
+
+        Returns:
+            The model, which everything of plssm takes.
+
+        Raises:
+            ShapeError: If a value has another shape.
+        """
+        model = copy.deepcopy(self.model)
+        for name, prior in self.priors.items():
+            if name not in sample:
+                continue
+            value = torch.as_tensor(sample[name]).detach()
+            if value.shape != prior.event_shape:
+                raise ShapeError(
+                    f"{name}: got values {tuple(value.shape)}, wanted {tuple(prior.event_shape)}; "
+                    "take one draw, or the mean over draws"
+                )
+            with torch.no_grad():
+                model.get_parameter(name).copy_(value)
+        for part in (model.dynamics, *model.observations.values()):
+            part.initialised = True
+        return model
+
+
+def to_pyro(
+    model: StateSpaceModel,
+    priors: Mapping[str, Distribution | str] | None = None,
+    *,
+    tempered: bool = False,
+) -> PyroModel:
     r"""Make a Pyro model of a state-space model.
 
+    .. math:: p(\theta) \prod_b p(Z_b \mid \theta) \prod_m p(y_b^{(m)} \mid Z_b, \theta)
+
     Args:
-        model: The state-space model; never changed.
+        model: The state-space model; never changed. Parameters without prior are those it has.
+        priors: Distributions of parameters, so that they get posteriors: by names of
+            ``model.named_parameters()`` or patterns such as ``"dynamics.*"``, in the space of the
+            stored parameters (``log_variance``), broadcast to their shape; or "default", see
+            :func:`plssm.inference.parameter_priors.default_prior`. With free dynamics and
+            observations the latent space can be rotated and scaled; then hold one of them.
         tempered: Whether likelihoods have the exponents ``observation.tempering``. Otherwise the
-            log-density of a trace is ``model.log_joint``.
+            log-density of a trace is ``model.log_joint`` plus that of the priors.
 
     Returns:
         A callable ``pyro_model(batch, observed=True)`` for guides, samplers and ``Predictive``.
+
+    Raises:
+        PlssmError: If priors or names do not fit.
 
     Example:
         >>> import plssm as ps
         >>> model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(3)})
         >>> batch = model.simulate(10, trials=4).batch()
-        >>> trace = poutine.trace(to_pyro(model)).get_trace(batch)
-        >>> trace.nodes["z"]["value"].shape
-        torch.Size([4, 10, 2])
+        >>> pyro_model = to_pyro(model, {"observations.x.*": "default"})
+        >>> trace = poutine.trace(pyro_model).get_trace(batch)
+        >>> trace.nodes["z"]["value"].shape, trace.nodes["observations.x.weight"]["value"].shape
+        (torch.Size([4, 10, 2]), torch.Size([3, 2]))
     """
-    return PyroModel(model, tempered=tempered)
+    return PyroModel(model, priors, tempered=tempered)
