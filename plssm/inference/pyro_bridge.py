@@ -9,19 +9,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution, constraints
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from plssm.data import Batch, Modality
 from plssm.dynamics.base import LatentDynamics
 from plssm.errors import PlssmError, ShapeError
-from plssm.inference.parameter_priors import ParameterPrior, match_priors
+from plssm.inference.pyro_priors import ParameterPrior, match_priors
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 from plssm.observations.clock import gather
@@ -95,6 +97,14 @@ class PathPrior(TorchDistribution):
             rest = torch.where(self._beyond & ~value.isnan(), value, 0.0)
             total = total - 0.5 * rest.square().sum((-2, -1))
         return total
+
+    def expand(
+        self, batch_shape: torch.Size | tuple[int, ...], _instance: Any = None
+    ) -> TorchDistribution:
+        """The same distribution for more latent samples; itself where nothing is added."""
+        if tuple(batch_shape) == tuple(self.batch_shape):
+            return self
+        return super().expand(torch.Size(batch_shape), _instance)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draw paths ``[*sample_shape, B, T, M]`` by Pyro's seed; 0 beyond a trial's end."""
@@ -181,6 +191,14 @@ class Observed(TorchDistribution):
             return self.observation.log_prob(m, self.z)
         at = gather(self.weight[..., None], m.clock, m.y.shape[-2])[..., 0]
         return (self.observation.log_prob_entries(m, self.z).sum(-1) * at).sum(-1)
+
+    def expand(
+        self, batch_shape: torch.Size | tuple[int, ...], _instance: Any = None
+    ) -> TorchDistribution:
+        """The same distribution for more latent samples; itself where nothing is added."""
+        if tuple(batch_shape) == tuple(self.batch_shape):
+            return self
+        return super().expand(torch.Size(batch_shape), _instance)
 
     def _each_its_own(self, value: Tensor) -> Tensor:
         """Log-density where every latent sample comes with its own observations."""
@@ -276,39 +294,40 @@ class PyroModel:
         Returns:
             The latent paths ``[*S, B, T, M]``.
         """
-        model = self._drawn()
-        with pyro.plate(TRIALS, len(batch), dim=-1), poutine.scale(scale=scale):
+        dynamics, observations = self._drawn()
+        with pyro.plate(TRIALS, len(batch), dim=-1), _scaled(scale):
             prior = PathPrior(
-                model.dynamics, batch.inputs, length=batch.length, weight=weight, anchored=True
+                dynamics, batch.inputs, length=batch.length, weight=weight, anchored=True
             )
             z = pyro.sample(PATH, prior)
-            for name, observation in model.observations.items():
+            for name, observation in observations.items():
                 m = batch.modalities[name]
-                exponent = float(observation.tempering) if self.tempered else 1.0
-                with poutine.scale(scale=exponent):
-                    site = Observed(observation, m, z, weight)
+                site = Observed(observation, m, z, weight)
+                with _scaled(float(observation.tempering) if self.tempered else 1.0):
                     pyro.sample(name, site, obs=m.y if observed else None)
         return z
 
-    def _drawn(self) -> StateSpaceModel:
-        """The model, or a copy in which drawn values stand in the place of its parameters.
+    def _drawn(self) -> tuple[LatentDynamics, Mapping[str, ObservationModel]]:
+        """The model's parts, or copies with drawn values in the place of their parameters.
 
         Log-densities are evaluated after the run, so the values must stay: every run has its own
-        copy. Only the parts around the tensors are copied, not what is not drawn.
+        copies. Only the objects around the tensors are copied, not what is not drawn.
         """
+        model = self.model
         if not self.priors:
-            return self.model
-        memo = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+            return model.dynamics, model.observations
+        memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
         for name, prior in self.priors.items():
-            value = pyro.sample(name, prior)
-            if value.shape != prior.event_shape:
-                raise ShapeError(
-                    f"{name}: got values {tuple(value.shape)}, wanted {tuple(prior.event_shape)}: "
-                    "a run takes one value of each parameter; use Predictive(parallel=False) and "
-                    "ELBOs with vectorize_particles=False"
-                )
-            memo[id(self.model.get_parameter(name))] = value.to(prior.dtype)
-        return copy.deepcopy(self.model, memo)
+            memo[id(model.get_parameter(name))] = prior.one(name, pyro.sample(name, prior))
+
+        def copied(path: str, part: nn.Module) -> nn.Module:
+            drawn = any(name.startswith(f"{path}.") for name in self.priors)
+            return copy.deepcopy(part, memo) if drawn else part
+
+        observations = {
+            name: copied(f"observations.{name}", part) for name, part in model.observations.items()
+        }
+        return copied("dynamics", model.dynamics), observations
 
     def to_model(self, sample: Mapping[str, Tensor]) -> StateSpaceModel:
         """Write drawn values back: a copy of the model with the parameters of one draw.
@@ -327,17 +346,17 @@ class PyroModel:
         for name, prior in self.priors.items():
             if name not in sample:
                 continue
-            value = torch.as_tensor(sample[name]).detach()
-            if value.shape != prior.event_shape:
-                raise ShapeError(
-                    f"{name}: got values {tuple(value.shape)}, wanted {tuple(prior.event_shape)}; "
-                    "take one draw, or the mean over draws"
-                )
+            value = prior.one(name, torch.as_tensor(sample[name]).detach())
             with torch.no_grad():
                 model.get_parameter(name).copy_(value)
         for part in (model.dynamics, *model.observations.values()):
             part.initialised = True
         return model
+
+
+def _scaled(factor: float) -> AbstractContextManager:
+    """Scales the log-densities of the sites inside."""
+    return nullcontext() if factor == 1.0 else poutine.scale(scale=factor)
 
 
 def to_pyro(
@@ -351,11 +370,12 @@ def to_pyro(
     .. math:: p(\theta) \prod_b p(Z_b \mid \theta) \prod_m p(y_b^{(m)} \mid Z_b, \theta)
 
     Args:
-        model: The state-space model; never changed. Parameters without prior are those it has.
+        model: The state-space model; its values are never changed. Parameters without prior are
+            those it has (the gradient of a loss reaches them, as in every torch module).
         priors: Distributions of parameters, so that they get posteriors: by names of
             ``model.named_parameters()`` or patterns such as ``"dynamics.*"``, in the space of the
             stored parameters (``log_variance``), broadcast to their shape; or "default", see
-            :func:`plssm.inference.parameter_priors.default_prior`. With free dynamics and
+            :func:`plssm.inference.pyro_priors.default_prior`. With free dynamics and
             observations the latent space can be rotated and scaled; then hold one of them.
         tempered: Whether likelihoods have the exponents ``observation.tempering``. Otherwise the
             log-density of a trace is ``model.log_joint`` plus that of the priors.

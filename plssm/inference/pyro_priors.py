@@ -51,6 +51,22 @@ class ParameterPrior(TorchDistribution):
         """Expected value."""
         return self.base.mean.to(self.device, self.dtype)
 
+    def one(self, name: str, value: Tensor) -> Tensor:
+        """One value of the parameter out of what a site holds, which may have axes of size 1.
+
+        Raises:
+            ShapeError: If it is not one value of the parameter's shape.
+        """
+        shape = tuple(value.shape)
+        wanted = tuple(self.event_shape)
+        extra = len(shape) - len(wanted)
+        if extra < 0 or shape[extra:] != wanted or any(size != 1 for size in shape[:extra]):
+            raise ShapeError(
+                f"{name}: got values {shape}, wanted one of {wanted}: take one draw of each "
+                "parameter; in Pyro Predictive(parallel=False), vectorize_particles=False"
+            )
+        return value.reshape(wanted).to(self.device, self.dtype)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of values ``[*S, ...]``, as ``[*S]``."""
         entries = self.base.log_prob(value)
