@@ -23,7 +23,7 @@ from torch.distributions import Distribution
 from plssm.data import Batch, Modality
 from plssm.dynamics.base import LatentDynamics
 from plssm.errors import PlssmError, ShapeError
-from plssm.inference.pyro_priors import ParameterPrior, match_priors
+from plssm.inference.pyro_priors import ParameterPrior, Shape, match_priors
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 from plssm.observations.clock import gather
@@ -98,15 +98,13 @@ class PathPrior(TorchDistribution):
             total = total - 0.5 * rest.square().sum((-2, -1))
         return total
 
-    def expand(
-        self, batch_shape: torch.Size | tuple[int, ...], _instance: Any = None
-    ) -> TorchDistribution:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> TorchDistribution:
         """The same distribution for more latent samples; itself where nothing is added."""
         if tuple(batch_shape) == tuple(self.batch_shape):
             return self
         return super().expand(torch.Size(batch_shape), _instance)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw paths ``[*sample_shape, B, T, M]`` by Pyro's seed; 0 beyond a trial's end."""
         shape = (*sample_shape, *self.batch_shape)
         steps, dim = self.event_shape
@@ -192,9 +190,7 @@ class Observed(TorchDistribution):
         at = gather(self.weight[..., None], m.clock, m.y.shape[-2])[..., 0]
         return (self.observation.log_prob_entries(m, self.z).sum(-1) * at).sum(-1)
 
-    def expand(
-        self, batch_shape: torch.Size | tuple[int, ...], _instance: Any = None
-    ) -> TorchDistribution:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> TorchDistribution:
         """The same distribution for more latent samples; itself where nothing is added."""
         if tuple(batch_shape) == tuple(self.batch_shape):
             return self
@@ -208,18 +204,22 @@ class Observed(TorchDistribution):
         def flat(x: Tensor) -> Tensor:
             return x.expand(*lead, *x.shape[-3:]).reshape(-1, *x.shape[-2:])
 
-        def repeated(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.repeat(copies, *(1 for _ in x.shape[1:]))
+        def repeated(x: Tensor) -> Tensor:
+            return x.repeat(copies, *(1 for _ in x.shape[1:]))
 
         many = replace(
-            m, y=flat(value), mask=repeated(m.mask), clock=repeated(m.clock),
-            nuisance=repeated(m.nuisance),
-        )  # fmt: skip
-        site = Observed(self.observation, many, flat(self.z), repeated(self.weight))
+            m,
+            y=flat(value),
+            mask=repeated(m.mask),
+            clock=None if m.clock is None else repeated(m.clock),
+            nuisance=None if m.nuisance is None else repeated(m.nuisance),
+        )
+        weight = None if self.weight is None else repeated(self.weight)
+        site = Observed(self.observation, many, flat(self.z), weight)
         y = torch.where(many.mask, many.y, 0.0)
         return site.log_prob(y).reshape(*lead, len(m.y))
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw every entry, observed or not, ``[*sample_shape, *S, B, n, N]`` by Pyro's seed.
 
         Spike histories are driven by the counts that are drawn. What stands in the padding of
@@ -288,7 +288,8 @@ class PyroModel:
             batch: The trials: their data, inputs, clocks and lengths.
             observed: Whether the modalities are fixed to the data; otherwise they are drawn.
             scale: Factor on the log-densities of the trials, for a batch that is a part of the
-                data: all trials / those in the batch. A guide's path needs it, too.
+                data: all trials / those in the batch. A guide's path needs it, too; automatic
+                guides hold one path for each place in the batch and need all trials.
             weight: Weight of each latent step ``[B, T]``, for windows of longer trials.
 
         Returns:
@@ -382,6 +383,7 @@ def to_pyro(
 
     Returns:
         A callable ``pyro_model(batch, observed=True)`` for guides, samplers and ``Predictive``.
+        In an ``AutoGuideList`` a guide written by hand takes the list's ``plates["trials"]``.
 
     Raises:
         PlssmError: If priors or names do not fit.

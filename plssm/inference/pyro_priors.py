@@ -15,9 +15,10 @@ from torch.nn import Parameter
 from plssm.errors import PlssmError, ShapeError
 from plssm.model import StateSpaceModel
 
-__all__ = ["DEFAULT", "ParameterPrior", "default_prior", "match_priors"]
+__all__ = ["DEFAULT", "ParameterPrior", "Shape", "default_prior", "match_priors"]
 
 DEFAULT = "default"
+Shape = torch.Size | list[int] | tuple[int, ...]
 WIDE, NARROW = 3.0, 1.0
 OFFSETS = ("bias", "mean", "h", "h1", "h2", "thresholds", "first_threshold", "zero_logit")
 
@@ -34,7 +35,7 @@ class ParameterPrior(TorchDistribution):
 
     def __init__(self, base: Distribution, parameter: Tensor) -> None:
         self.base, self.dtype, self.device = base, parameter.dtype, parameter.device
-        super().__init__((), parameter.shape, validate_args=False)
+        super().__init__(torch.Size(), parameter.shape, validate_args=False)
 
     @property
     def has_rsample(self) -> bool:
@@ -72,11 +73,11 @@ class ParameterPrior(TorchDistribution):
         entries = self.base.log_prob(value)
         return sum_rightmost(entries, len(self.base.batch_shape))
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw values ``[*sample_shape, ...]``."""
         return self.base.sample(torch.Size(sample_shape)).to(self.device, self.dtype)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw values that carry gradients."""
         return self.base.rsample(torch.Size(sample_shape)).to(self.device, self.dtype)
 
@@ -138,7 +139,7 @@ def match_priors(
         keys += [key for key in priors if fnmatchcase(name, key)]
         if keys:
             given = priors[keys[0]]
-            prior = default_prior(name, parameter) if given == DEFAULT else given
+            prior = default_prior(name, parameter) if isinstance(given, str) else given
             found[name] = _expanded(name, prior, parameter)
     return found
 
