@@ -97,7 +97,7 @@ def default_prior(name: str, parameter: Parameter) -> Normal:
     last = name.rpartition(".")[2]
     wide = last.startswith("log_") or last in OFFSETS
     zero = torch.zeros_like(parameter, requires_grad=False)
-    return Normal(zero, zero + (WIDE if wide else NARROW))
+    return Normal(zero, zero + (WIDE if wide else NARROW), validate_args=False)
 
 
 def match_priors(
