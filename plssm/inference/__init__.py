@@ -17,6 +17,7 @@ from plssm.inference.teacher_forcing import TeacherForcing
 
 if TYPE_CHECKING:
     from plssm.inference.pyro_bridge import to_pyro
+    from plssm.inference.variational import VariationalInference
 
 __all__ = [
     "GTF",
@@ -26,6 +27,7 @@ __all__ = [
     "SparseTF",
     "Stage",
     "TeacherForcing",
+    "VariationalInference",
     "annealed_stages",
     "held_stages",
     "plain_stages",
@@ -33,7 +35,10 @@ __all__ = [
     "to_pyro",
 ]
 
-_HOMES = {"to_pyro": "plssm.inference.pyro_bridge"}
+_HOMES = {
+    "VariationalInference": "plssm.inference.variational",
+    "to_pyro": "plssm.inference.pyro_bridge",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -61,7 +61,7 @@ def expected_log_joint(
 def _expected(
     observation: ObservationModel, m: Modality, mean: Tensor, covariance: Tensor, weight: Tensor
 ) -> Tensor:
-    """Of the observations [B]: the mean over two points a deviation away is exact for parabolas."""
+    """Of the observations [B]: parabolas are averaged exactly by two points a deviation away."""
     eta = observation.features_at(m, mean)
     spread = gather(covariance, m.clock, m.y.shape[-2], event=2)
     rows = observation.weight

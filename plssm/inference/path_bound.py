@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -96,9 +96,13 @@ class BoundTerms(NamedTuple):
 
 
 def bound_terms(
-    model: Callable, guide: Callable, *args, density: bool = False, weight: Tensor | None = None,
-    **options,
-) -> BoundTerms:  # fmt: skip
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    density: bool = False,
+    weight: Tensor | None = None,
+    **options: Any,
+) -> BoundTerms:
     """Runs guide and model, and collects the parts of the bound.
 
     Args:
@@ -156,7 +160,7 @@ class PathBound(Trace_ELBO):
         self.kind = kind
 
     def bound(
-        self, model: Callable, guide: Callable, *args, beta: float = 1.0, **options
+        self, model: Callable, guide: Callable, *args: Any, beta: float = 1.0, **options: Any
     ) -> Tensor:
         """The bound of every trial [B], in nats, without parts that trials share.
 
@@ -180,18 +184,22 @@ class PathBound(Trace_ELBO):
             return logs
         return torch.logsumexp(logs, 0) - math.log(len(logs))
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args, **options) -> Tensor:
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **options: Any
+    ) -> Tensor:
         """Minus the bound of all trials together, with parts that they share."""
         weighted = self.kind == "importance"
         terms = bound_terms(model, guide, *args, density=weighted, **options)
         return -self._each(terms, 1.0).sum() - terms.shared
 
-    def loss(self, model: Callable, guide: Callable, *args, **options) -> float:
+    def loss(self, model: Callable, guide: Callable, *args: Any, **options: Any) -> float:
         """Minus the bound, as a number."""
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **options))
 
-    def loss_and_grads(self, model: Callable, guide: Callable, *args, **options) -> float:
+    def loss_and_grads(
+        self, model: Callable, guide: Callable, *args: Any, **options: Any
+    ) -> float:
         """Minus the bound; adds its gradient to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **options)
         loss.backward()

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from plssm.analysis import time_scales
-from plssm.data import Batch, Dataset
+from plssm.data import Dataset
 from plssm.errors import PlssmError
 from plssm.fit import Fit
 from plssm.inference.base import Engine, working_copy

@@ -48,8 +48,8 @@ class VariationalInference(Engine):
 
     The whole latent path is one site, a Gaussian with block-tridiagonal precision: networks give
     evidence about single states for every modality, whose precisions add (a product of experts;
-    a missing modality adds nothing), and a learned linear chain couples them. The entropy is exact;
-    so is the whole bound of a linear-Gaussian model.
+    a missing modality adds nothing), and a chain couples them. The entropy is exact; so is the
+    whole bound of a linear-Gaussian model.
 
     Args:
         seed: Seed of start values, windows and draws.
@@ -69,6 +69,9 @@ class VariationalInference(Engine):
         learning_rate: At the start and at the end (exponential decay, RAdam).
         warmup: Share of the updates in which only the recognition model learns.
         anneal: Share of the updates in which the weight of prior and entropy rises to one.
+        process_noise: Variance that the process noise is held at, at the start and at the end
+            (it falls exponentially): a path that has to follow the map teaches it to run freely,
+            for latents of unit variance. None learns it.
         drop: Chance that a modality is hidden in a training window, from encoder and likelihood,
             which makes predictions from some modalities better.
         clip: Largest norm of a gradient.
@@ -99,6 +102,7 @@ class VariationalInference(Engine):
     learning_rate: tuple[float, float] = (3e-3, 1e-4)
     warmup: float = 0.1
     anneal: float = 0.0
+    process_noise: tuple[float, float] | None = None
     drop: float = 0.0
     clip: float = 10.0
     checks: int = 25
@@ -114,6 +118,13 @@ class VariationalInference(Engine):
         super().__post_init__()
         self.learning_rate = tuple(self.learning_rate)
         self.training()
+        if self.process_noise is not None:
+            self.process_noise = tuple(self.process_noise)
+            if len(self.process_noise) != 2 or not min(self.process_noise) > 0:
+                raise PlssmError(
+                    f"VariationalInference: process_noise is {self.process_noise}, wanted None or "
+                    "two variances > 0."
+                )
         choices = {
             "encoder": (*NETWORKS, "free"), "guide": tuple(CHAIN_OF), "bound": BOUNDS,
             "start": ("auto", "data", "model"), "dtype": ("float32", "float64"),
@@ -241,7 +252,14 @@ class VariationalInference(Engine):
                 report = partial(bar.advance, restart)
                 told = identity(self, model, data.batch())
                 trained, trainer, rows = self._trained(
-                    begun, recognition, data.batch(), check, seed=seed, report=report, told=told, path=path,
+                    begun,
+                    recognition,
+                    data.batch(),
+                    check,
+                    seed=seed,
+                    report=report,
+                    told=told,
+                    path=path,
                 )
                 rows.insert(0, "restart", restart)
                 runs.append((trainer.best_score, begun, trained, rows))
@@ -258,10 +276,18 @@ class VariationalInference(Engine):
         )  # fmt: skip
 
     def _trained(
-        self, model: StateSpaceModel, recognition: Recognition, batch: Batch,
-        check: Batch | None, *, learn_model: bool = True, path: Tensor | None = None, seed: int | None = None, report: Callable | None = None,
+        self,
+        model: StateSpaceModel,
+        recognition: Recognition,
+        batch: Batch,
+        check: Batch | None,
+        *,
+        learn_model: bool = True,
+        path: Tensor | None = None,
+        seed: int | None = None,
+        report: Callable | None = None,
         told: str = "",
-    ) -> tuple[Recognition, Trainer, pd.DataFrame]:  # fmt: skip
+    ) -> tuple[Recognition, Trainer, pd.DataFrame]:
         """Trains copies; writes what the model has learned into it, returns the recognition."""
         dtype = getattr(torch, self.dtype)
         small, guide = working_copy(model, dtype), copy.deepcopy(recognition).to(dtype)

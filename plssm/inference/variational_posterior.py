@@ -55,10 +55,10 @@ def variational_posterior(
     off = np.zeros((trials, steps - 1, dim, dim)) if terms.off is None else terms.off.numpy()
     chain = factor(diag, off, batch.length.numpy())
     if chain.status.any():
+        failed = batch.trial[int(chain.status.nonzero()[0][0])]
         raise CapabilityError(
-            "the recognition model's precision is not positive definite for "
-            f"trial {batch.trial[int(chain.status.nonzero()[0][0])]!r}: its parameters have extreme "
-            "values; fit again with a smaller learning rate."
+            f"the recognition model's precision is not positive definite for trial {failed!r}: "
+            "its parameters have extreme values; fit again with a smaller learning rate."
         )
     mean, length = chain.solve(shift), batch.length.numpy()
     entropy = 0.5 * length * dim * (1 + LOG_2PI) - 0.5 * chain.logdet

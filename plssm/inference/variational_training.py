@@ -61,6 +61,10 @@ class PathTraining(Problem):
         self.closed = engine.bound == "elbo" and is_closed(model, batch.dt)
         self._fixed = self._fixed_windows(check, steps, context, check is batch)
         self._held: StateSpaceModel | None = None
+        self.progress = 0.0
+        if engine.process_noise is not None and learn_model:
+            model.dynamics.noise.requires_grad_(False)
+            self._hold_noise(0.0)
         self._penalised = bool(model.dynamics.penalty().requires_grad)
 
     def parameters(self) -> Sequence[nn.Parameter]:
@@ -74,6 +78,7 @@ class PathTraining(Problem):
     def loss(self, progress: float, generator: torch.Generator) -> Tensor:
         """Minus the bound of random windows, per latent step."""
         engine = self.engine
+        self._hold_noise(progress)
         window = self.windows.draw(self.count, generator)
         if engine.drop and len(self.model.observations) > 1:
             window = self._without_some(window, generator)
@@ -105,6 +110,13 @@ class PathTraining(Problem):
         moments = path.mean, path.covariance(), path.cross_covariance()
         expected = expected_log_joint(model, window.batch, *moments, weight)
         return expected + (path.entropy_terms() * weight).sum(-1)
+
+    def _hold_noise(self, progress: float) -> None:
+        """Sets the process noise to what it is held at, where it is."""
+        self.progress = progress
+        if self.engine.process_noise is not None and self.learn_model:
+            first, last = self.engine.process_noise
+            self.model.dynamics.noise.variance = first * (last / first) ** progress
 
     def _moving_model(self) -> StateSpaceModel:
         """The model whose map follows from its coordinates."""
@@ -155,7 +167,9 @@ class PathTraining(Problem):
         samples = 1 if self.engine.bound == "elbo" else self.engine.samples
         each = self.values(self.model, window, samples, generator)
         value = float(each.sum()) * scale
-        return {"score": -value if value == value else float("inf"), "elbo": value}
+        held = self.engine.process_noise is not None and self.learn_model
+        score = -self.progress if held else -value  # bounds under different noise do not compare
+        return {"score": score if value == value else float("inf"), "elbo": value}
 
     def _refresh(self, window: BatchWindow) -> None:
         """Keeps the first guess of the path near the model that has changed since."""

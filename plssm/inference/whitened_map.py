@@ -14,7 +14,9 @@ from plssm.inference.compiled_updates import copied_values
 
 __all__ = ["WhitenedMap"]
 
-LOADING = 1e-3  # of the mean second moment, added to all: steps stay bounded where data say nothing
+LOADING = (
+    1e-3  # of the mean second moment, added to all: steps stay bounded where data say nothing
+)
 
 
 class WhitenedMap(nn.Module):
