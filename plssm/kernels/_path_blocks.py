@@ -19,6 +19,7 @@ __all__ = [
     "gain",
     "place",
     "place_last",
+    "pull",
     "subtract_outer",
     "subtract_symmetric",
     "weigh_order",
@@ -63,8 +64,8 @@ def gain(out, io, rows, here, inverse, ii, size):
 
 
 @compiled(fastmath={"contract"})
-def ascend(z, iz, iz_next, kept, ii, ig, size):
-    """Turns z into I'z - H'z_next; without a next step, H is zero."""
+def pull(z, iz, kept, ii, size):
+    """Turns z into I'z."""
     m = len(size)
     w = (m + 3) // 4 * 4
     for k in range(m):
@@ -72,6 +73,14 @@ def ascend(z, iz, iz_next, kept, ii, ig, size):
         z[iz + k] = 0.0
         for j in range(k + 1):
             z[iz + j] += x * kept[ii + k * w + j]
+
+
+@compiled(fastmath={"contract"})
+def ascend(z, iz, iz_next, kept, ii, ig, size):
+    """Turns z into I'z - H'z_next; without a next step, H is zero."""
+    m = len(size)
+    w = (m + 3) // 4 * 4
+    pull(z, iz, kept, ii, size)
     if iz_next == iz:
         return
     for k in range(m):
@@ -176,3 +185,14 @@ def subtract_outer(out, io, x, ix, y, iy, size):
     for i in range(m):
         for j in range(m):
             out[io + i * m + j] -= x[ix + i] * y[iy + j]
+
+
+@compiled(fastmath={"contract"})
+def subtract_dots(out, io, x, ix, matrix, im, size):
+    """Subtracts A x from a vector; A has tight rows."""
+    m = len(size)
+    for i in range(m):
+        total = 0.0
+        for j in range(m):
+            total += matrix[im + i * m + j] * x[ix + j]
+        out[io + i] -= total

@@ -11,7 +11,7 @@ import numpy as np
 
 from plssm.kernels._chain_loops import block_size, log_pivots
 from plssm.kernels._compile import compiled
-from plssm.kernels._path_blocks import (
+from plssm.kernels._path_vectors import (
     ascend,
     carry,
     combine,
@@ -20,11 +20,13 @@ from plssm.kernels._path_blocks import (
     gain,
     place,
     place_last,
+    pull,
+    subtract_dots,
     subtract_outer,
     subtract_symmetric,
     weigh_order,
 )
-from plssm.kernels._vector_blocks import eliminate, invert_factor
+from plssm.kernels._vector_blocks import eliminate, invert_factor, subtract_rows
 
 __all__ = ["adjoint_trials", "draw_trials", "quadratic_trials", "select_trials"]
 
@@ -223,7 +225,7 @@ def _adjoint_step(
         for i in range(m):
             vectors[i] = cotangents[f + i]
             vectors[w + i] = paths[f + i] - paths[z + i]
-        ascend(vectors, 0, 0, kept, at, at + half, size)
+        pull(vectors, 0, kept, at, size)
         subtract_symmetric(room, p, vectors, 0, vectors, w, size)
         if not final:
             for i in range(m):
@@ -248,7 +250,7 @@ def _adjoint_step(
 def quadratic_trials(
     value, mean, diag, off, away, product, forms, length, status, first, last, size
 ):
-    """Writes d = z - mean, U d and d'U d for several paths z of every trial.
+    """Writes d = z - mean, -U d and d'U d for several paths z of every trial.
 
     Args:
         value: [V, B, T, M], the paths z.
@@ -256,7 +258,7 @@ def quadratic_trials(
         diag: [B, T, M, M].
         off: [B, T-1, M, M].
         away: [V, B, T, M], receives d.
-        product: [V, B, T, M], receives U d.
+        product: [V, B, T, M], receives -U d.
         forms: [V, B], receives d'U d.
         length: [B].
         status: [B].
@@ -279,22 +281,14 @@ def quadratic_trials(
                 product[start + i] = 0.0
             for t in range(n):
                 z, at = start + t * m, (b * steps + t) * m * m
-                for i in range(m):
-                    x = 0.0
-                    for j in range(m):
-                        x += diag[at + i * m + j] * away[z + j]
-                    product[z + i] += x
+                subtract_rows(product, z, away, z, diag, at, size)
                 if t + 1 < n:
                     at = (b * (steps - 1) + t) * m * m
-                    for i in range(m):
-                        x, y = 0.0, away[z + i]
-                        for j in range(m):
-                            x += off[at + i * m + j] * away[z + m + j]
-                            product[z + m + j] += off[at + i * m + j] * y
-                        product[z + i] += x
+                    subtract_dots(product, z, away, z + m, off, at, size)
+                    subtract_rows(product, z + m, away, z, off, at, size)
             total = 0.0
             for i in range(n * m):
-                total += away[start + i] * product[start + i]
+                total -= away[start + i] * product[start + i]
             forms[v * trials + b] = total
 
 

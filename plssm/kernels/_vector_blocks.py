@@ -35,14 +35,15 @@ __all__ = [
 LARGEST = 48
 
 
-def operation(write):
+def operation(write, loops=plain):
     """Makes a compiled operation from `write(emitter, *pointers)`.
 
     Its arguments are arrays, each followed by the offsets at which it is used, and the size tuple;
-    every offset becomes one pointer.
+    every offset becomes one pointer. Large sizes use the operation of the same name in the module
+    `loops`.
     """
     name = write.__name__.lstrip("_")
-    loops = getattr(plain, name).py_func
+    loops = getattr(loops, name).py_func
 
     def operation(typingctx, *arguments):
         result = types.boolean if name == "eliminate" else types.void

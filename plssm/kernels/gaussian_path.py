@@ -185,7 +185,7 @@ class _Terms(torch.autograd.Function):
             lefts = -in_forms[..., None, None] * away
             rights = away + 2.0 * mean
             in_value = (
-                2.0 * in_forms[..., None, None] * torch.from_numpy(ctx.product).view_as(away)
+                -2.0 * in_forms[..., None, None] * torch.from_numpy(ctx.product).view_as(away)
             )
         shift = np.empty(factor.y.size)
         diag, off = np.empty(factor.diag.size), np.empty(factor.off.size)
