@@ -56,7 +56,7 @@ class GaussianPath(TorchDistribution):
         (torch.Size([3, 5, 2]), torch.Size([3]))
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    arg_constraints: dict[str, Any] = {}
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
@@ -98,7 +98,7 @@ class GaussianPath(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         r"""Draws paths :math:`\mu + L^{-\top} \xi`, differentiable in r and U.
 
         Args:
@@ -202,6 +202,7 @@ class _Work:
         self.factor = PathFactor(self.shift, self.diag, self.off, length)
         self.found: PathTerms | None = None
         self.own: tuple[Tensor, int, Tensor] | None = None
+        self.pair: tuple[Tensor, Tensor] | None = None
 
     def repeated(self, trials: int) -> _Work:
         """The only trial, several times."""
@@ -273,7 +274,9 @@ class _Work:
 
     def covariances(self) -> tuple[Tensor, Tensor]:
         """Of lag zero and one."""
-        return path_covariances(self.factor, self.diag, self.off)
+        if self.pair is None or (self.learns() and not self.pair[0].requires_grad):
+            self.pair = path_covariances(self.factor, self.diag, self.off)
+        return self.pair
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

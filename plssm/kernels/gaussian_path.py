@@ -27,7 +27,7 @@ samples and with :math:`\bar\ell = 1` the recursion for P is that of the covaria
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -165,41 +165,53 @@ class _Terms(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, in_pivots, in_mean, in_paths, in_forms, _):
-        factor, (samples, values) = ctx.factor, ctx.sizes
-        shape = factor.shape
-        nothing = torch.zeros(0, *shape, dtype=torch.float64)
-        in_paths = None if samples == 0 else in_paths
-        cotangents = torch.zeros(1 + samples, *shape, dtype=torch.float64)
-        if in_mean is not None:
-            cotangents[0] = in_mean
-        if in_paths is not None:
-            cotangents[1:] = in_paths
-        if in_pivots is None:
-            in_pivots = torch.zeros(shape[:2], dtype=torch.float64)
-        lefts = rights = nothing
-        in_value = None
-        in_forms = in_forms if values else None
+        shape, values = ctx.factor.shape, ctx.sizes[1]
+        in_forms = in_forms[..., None, None] if values and in_forms is not None else None
+        lefts = rights = in_value = None
         if in_forms is not None:
-            away = torch.from_numpy(ctx.away).view(values, *shape)
-            mean = torch.from_numpy(ctx.paths[: factor.y.size]).view(shape)
-            lefts = -in_forms[..., None, None] * away
-            rights = away + 2.0 * mean
-            in_value = (
-                -2.0 * in_forms[..., None, None] * torch.from_numpy(ctx.product).view_as(away)
+            away, product, mean = (
+                torch.from_numpy(x).view(-1, *shape)
+                for x in (ctx.away, ctx.product, ctx.paths[: ctx.factor.y.size])
             )
-        shift = np.empty(factor.y.size)
-        diag, off = np.empty(factor.diag.size), np.empty(factor.off.size)
-        factor.run(
-            adjoint_trials, factor.kept, ctx.noise, ctx.paths, array(cotangents),
-            int(in_mean is None), array(in_pivots), array(lefts), array(rights), shift, diag, off,
-        )  # fmt: skip
-        shift = torch.from_numpy(shift).view(shape)
-        if in_forms is not None:
-            shift = shift + 2.0 * lefts.sum(0)
-        batch, steps, m = shape
-        diag = torch.from_numpy(diag).view(batch, steps, m, m)
-        off = torch.from_numpy(off).view(batch, steps - 1, m, m) if factor.coupled else None
+            in_value = -2.0 * in_forms * product
+            lefts, rights = -in_forms * away, away + 2.0 * mean
+        if not any(ctx.needs_input_grad[:3]):
+            return None, None, None, in_value, None, None
+        shift, diag, off = _adjoint(ctx, in_pivots, in_mean, in_paths, lefts, rights)
+        if lefts is not None:
+            shift += 2.0 * lefts.sum(0)
         return shift, diag, off, in_value, None, None
+
+
+def _adjoint(
+    ctx: Any,
+    in_pivots: Tensor | None,
+    in_mean: Tensor | None,
+    in_paths: Tensor | None,
+    lefts: Tensor | None,
+    rights: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients in shift, diag and off, without what the quadratic forms add to that in shift."""
+    factor, empty = ctx.factor, np.empty(0)
+    batch, steps, m = factor.shape
+    samples = 0 if in_paths is None else ctx.sizes[0]
+    cotangents = torch.empty(1 + samples, batch, steps, m, dtype=torch.float64)
+    if in_mean is not None:
+        cotangents[0] = in_mean
+    if samples:
+        cotangents[1:] = in_paths
+    if in_pivots is None:
+        in_pivots = torch.zeros(batch, steps, dtype=torch.float64)
+    shift = torch.empty(batch, steps, m, dtype=torch.float64)
+    diag = torch.empty(batch, steps, m, m, dtype=torch.float64)
+    off = torch.empty(batch, steps - 1, m, m, dtype=torch.float64) if factor.coupled else None
+    factor.run(
+        adjoint_trials, factor.kept, ctx.noise if samples else empty, ctx.paths, array(cotangents),
+        int(in_mean is None), array(in_pivots), empty if lefts is None else array(lefts),
+        empty if rights is None else array(rights), array(shift), array(diag),
+        array(off) if factor.coupled else empty,
+    )  # fmt: skip
+    return shift, diag, off
 
 
 def path_covariances(
