@@ -170,10 +170,9 @@ def svi_steps(steps: int, m: int = 10) -> tuple[Callable, Callable]:
         gain = pyro.param("gain", eye.clone())
         couple = pyro.param("couple", 0.3 * eye)
         root = pyro.param("root", 2.0 * eye)
-        diag = (root @ root.mT).expand(BATCH, steps, m, m)
-        off = -couple.expand(BATCH, steps - 1, m, m)
+        diag, off = root @ root.mT, -couple
         with pyro.plate("trials", BATCH):
-            pyro.sample("z", GaussianPath(data @ gain.mT, diag, off))
+            pyro.sample("z", GaussianPath(data @ gain.mT, diag[None, None], off[None, None]))
 
     def many_model() -> None:
         matrix, scale = chain()

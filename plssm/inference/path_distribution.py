@@ -37,7 +37,8 @@ class GaussianPath(TorchDistribution):
 
     Args:
         shift: r [B, T, M].
-        diag: Diagonal blocks U_tt [B, T, M, M], symmetric.
+        diag: Diagonal blocks U_tt [B, T, M, M], symmetric. Axes of length 1 are shared, which
+            is faster than to expand them; so in `off`.
         off: Blocks U_{t,t+1} right of them [B, T-1, M, M]; None where the steps are independent.
         length: Number of steps of each trial [B], whole numbers; None is T for all.
         generator: Source of randomness; None is torch's own.
@@ -189,9 +190,9 @@ class _Work:
         if shift.ndim != 3:
             raise ValueError(f"shift: got {tuple(shift.shape)}, wanted [B, T, M]")
         batch, steps, dim = shift.shape
-        _check("diag", diag, (batch, steps, dim, dim))
+        _check("diag", diag, (batch, steps, dim, dim), shared=True)
         if off is not None:
-            _check("off", off, (batch, steps - 1, dim, dim))
+            _check("off", off, (batch, steps - 1, dim, dim), shared=True)
         if length is not None:
             _check("length", length, (batch,))
             if bool(((length < 1) | (length > steps)).any()):
@@ -206,11 +207,11 @@ class _Work:
 
     def repeated(self, trials: int) -> _Work:
         """The only trial, several times."""
-        shift, diag, off, length = (
+        shift, length = (
             None if x is None else x.expand(trials, *x.shape[1:])
-            for x in (self.shift, self.diag, self.off, self.length)
+            for x in (self.shift, self.length)
         )
-        made = _Work(shift, diag, off, length, self.generator)
+        made = _Work(shift, self.diag, self.off, length, self.generator)
         made.dtype = self.dtype
         return made
 
@@ -279,6 +280,10 @@ class _Work:
         return self.pair
 
 
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], *, shared: bool = False) -> None:
+    fits = tensor.ndim == len(shape) and all(
+        got == wanted or (shared and axis < 2 and got == 1)
+        for axis, (got, wanted) in enumerate(zip(tensor.shape, shape, strict=True))
+    )
+    if not fits:
         raise ValueError(f"{name}: got {tuple(tensor.shape)}, wanted {shape}")

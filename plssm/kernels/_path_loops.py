@@ -2,7 +2,9 @@
 
 A pass works on trials `first` to `last` only, so that two threads can share a batch, and on flat
 arrays. `kept` holds the blocks [I_t, H_t] of every step (see `_path_blocks`). What lies beyond a
-trial's end, or belongs to a trial that failed, is never read, and zero in every result.
+trial's end, or belongs to a trial that failed, is never read, and zero in every result. Blocks of
+the precision may be shared by all trials or steps: `strides` are (between trials, between steps)
+of the diagonal blocks, then of the others, zero on a shared axis.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ __all__ = ["adjoint_trials", "draw_trials", "quadratic_trials", "select_trials"]
 
 
 @compiled
-def _factor(kept, rows, diag, off, y, pivots, b, n, steps, size):
+def _factor(kept, rows, diag, off, strides, y, pivots, b, n, steps, size):
     """Factors a trial and turns its shift into y = L^-1 r; returns 0 or 1 + the step it failed."""
     m = len(size)
     block = block_size(size)
@@ -41,10 +43,10 @@ def _factor(kept, rows, diag, off, y, pivots, b, n, steps, size):
         before = block * (2 - (t & 1)) if t > 0 else 0
         step = b * steps + t
         if t + 1 < n:
-            coupling = (b * (steps - 1) + t) * m * m
-            place(rows, here, diag, step * m * m, off, coupling, size)
+            coupling = b * strides[2] + t * strides[3]
+            place(rows, here, diag, b * strides[0] + t * strides[1], off, coupling, size)
         else:
-            place_last(rows, here, diag, step * m * m, size)
+            place_last(rows, here, diag, b * strides[0] + t * strides[1], size)
         if not eliminate(rows, here, before, y, step * m, (step - min(t, 1)) * m, size):
             return 1 + t
         pivots[step] = log_pivots(rows, here, size)
@@ -57,15 +59,17 @@ def _factor(kept, rows, diag, off, y, pivots, b, n, steps, size):
 
 @compiled
 def draw_trials(
-    fresh, kept, diag, off, y, pivots, noise, paths, norms, length, status, first, last, size
-):
+    fresh, kept, diag, off, strides, y, pivots, noise, paths, norms, length, status, first, last,
+    size,
+):  # fmt: skip
     """Writes the mean and samples of trials, and factors them before when they are `fresh`.
 
     Args:
         fresh: Whether to factor: writes kept, log pivots and status, and turns y from r to L^-1 r.
         kept: The factor.
-        diag: [B, T, M, M].
-        off: [B, T-1, M, M].
+        diag: [B or 1, T or 1, M, M].
+        off: [B or 1, T-1 or 1, M, M].
+        strides: Of both.
         y: [B, T, M].
         pivots: [B, T].
         noise: [S, B, T, M].
@@ -87,7 +91,7 @@ def draw_trials(
     for b in range(first, last):
         n = length[b]
         if fresh:
-            status[b] = _factor(kept, rows, diag, off, y, pivots, b, n, steps, size)
+            status[b] = _factor(kept, rows, diag, off, strides, y, pivots, b, n, steps, size)
             pivots[b * steps + n : (b + 1) * steps] = 0.0
             if status[b] != 0:
                 pivots[b * steps + status[b] - 1 : b * steps + n] = -np.inf
@@ -126,7 +130,9 @@ def adjoint_trials(
     rights,
     shift,
     diag,
+    diag_rows,
     off,
+    off_rows,
     length,
     status,
     first,
@@ -146,8 +152,10 @@ def adjoint_trials(
             the blocks of the symmetric gradient.
         rights: [K, B, T, M].
         shift: [B, T, M], receives its gradient.
-        diag: [B, T, M, M], receives its gradient.
-        off: [B, T-1, M, M], receives its gradient.
+        diag: [B, T or 1, M, M], receives its gradient, summed over a shared time axis.
+        diag_rows: Length of that axis.
+        off: [B, T-1 or 1, M, M], receives its gradient.
+        off_rows: Length of its time axis.
         length: [B].
         status: [B].
         first: First trial.
@@ -159,19 +167,30 @@ def adjoint_trials(
     half = block_size(size) // 2
     room = np.zeros(3 * half)
     vectors = np.zeros(6 * (half // m))
+    spare = np.zeros(2 * m * m)
+    each_diag, each_off = diag_rows >= steps, off_rows >= steps - 1
     for b in range(first, last):
         n = length[b] if status[b] == 0 else 0
         start = b * steps
         shift[(start + n) * m : (start + steps) * m] = 0.0
-        diag[(start + n) * m * m : (start + steps) * m * m] = 0.0
-        ends = b * (steps - 1) + max(n - 1, 0)
-        off[ends * m * m : (b + 1) * (steps - 1) * m * m] = 0.0
+        left, right = b * diag_rows * m * m, b * off_rows * m * m
+        ends = max(n - 1, 0)
+        diag[left + (n * m * m if each_diag else 0) : left + diag_rows * m * m] = 0.0
+        off[right + (ends * m * m if each_off else 0) : right + off_rows * m * m] = 0.0
         _descend_all(kept, cotangents, unmoved, vectors, start, n, shift.size, size)
         for t in range(n - 1, -1, -1):
             _adjoint_step(
-                kept, noise, paths, cotangents, unmoved, pivots, lefts, rights, shift, diag, off,
-                room, vectors, start + t, (b * (steps - 1) + t) * m * m, t, t + 1 == n, size,
+                kept, noise, paths, cotangents, unmoved, pivots, lefts, rights, shift,
+                diag if each_diag else spare, left + t * m * m if each_diag else 0,
+                off if each_off else spare, right + t * m * m if each_off else m * m,
+                room, vectors, start + t, t, t + 1 == n, size,
             )  # fmt: skip
+            if not each_diag:
+                for i in range(m * m):
+                    diag[left + i] += spare[i]
+            if not each_off and t + 1 < n:
+                for i in range(m * m):
+                    off[right + i] += spare[m * m + i]
 
 
 @compiled
@@ -194,8 +213,8 @@ def _descend_all(kept, cotangents, unmoved, vectors, start, n, whole, size):
 
 @compiled
 def _adjoint_step(
-    kept, noise, paths, cotangents, unmoved, pivots, lefts, rights, shift, diag, off, room,
-    vectors, step, cross, t, final, size,
+    kept, noise, paths, cotangents, unmoved, pivots, lefts, rights, shift, diag, block_at, off,
+    cross, room, vectors, step, t, final, size,
 ):  # fmt: skip
     """One step of the way back in time."""
     m = len(size)
@@ -231,7 +250,7 @@ def _adjoint_step(
             for i in range(m):
                 vectors[w + i] = paths[f + m + i] - paths[z + m + i]
             subtract_outer(off, cross, vectors, 0, vectors, w, size)
-    finish_diagonal(diag, step * m * m, room, p, shift, z, paths, z, size)
+    finish_diagonal(diag, block_at, room, p, shift, z, paths, z, size)
     if not final:
         subtract_outer(off, cross, shift, z, paths, z + m, size)
         subtract_outer(off, cross, paths, z, shift, z + m, size)
@@ -239,8 +258,8 @@ def _adjoint_step(
         x = k * whole + z
         for i in range(m):
             vectors[i] = 0.5 * lefts[x + i]
-        subtract_outer(diag, step * m * m, vectors, 0, rights, x, size)
-        subtract_outer(diag, step * m * m, rights, x, vectors, 0, size)
+        subtract_outer(diag, block_at, vectors, 0, rights, x, size)
+        subtract_outer(diag, block_at, rights, x, vectors, 0, size)
         if not final:
             subtract_outer(off, cross, lefts, x, rights, x + m, size)
             subtract_outer(off, cross, rights, x, lefts, x + m, size)
@@ -248,15 +267,16 @@ def _adjoint_step(
 
 @compiled
 def quadratic_trials(
-    value, mean, diag, off, away, product, forms, length, status, first, last, size
+    value, mean, diag, off, strides, away, product, forms, length, status, first, last, size
 ):
     """Writes d = z - mean, -U d and d'U d for several paths z of every trial.
 
     Args:
         value: [V, B, T, M], the paths z.
         mean: [B, T, M].
-        diag: [B, T, M, M].
-        off: [B, T-1, M, M].
+        diag: [B or 1, T or 1, M, M].
+        off: [B or 1, T-1 or 1, M, M].
+        strides: Of both.
         away: [V, B, T, M], receives d.
         product: [V, B, T, M], receives -U d.
         forms: [V, B], receives d'U d.
@@ -280,10 +300,10 @@ def quadratic_trials(
                 away[start + i] = value[start + i] - mean[b * steps * m + i]
                 product[start + i] = 0.0
             for t in range(n):
-                z, at = start + t * m, (b * steps + t) * m * m
+                z, at = start + t * m, b * strides[0] + t * strides[1]
                 subtract_rows(product, z, away, z, diag, at, size)
                 if t + 1 < n:
-                    at = (b * (steps - 1) + t) * m * m
+                    at = b * strides[2] + t * strides[3]
                     subtract_dots(product, z, away, z + m, off, at, size)
                     subtract_rows(product, z + m, away, z, off, at, size)
             total = 0.0

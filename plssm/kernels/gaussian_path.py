@@ -61,8 +61,8 @@ class PathFactor:
 
     Args:
         shift: r [B, T, M].
-        diag: U_tt [B, T, M, M], of which the upper triangle is read.
-        off: U_{t,t+1} [B, T-1, M, M], or None where the steps are independent.
+        diag: U_tt [B or 1, T or 1, M, M], symmetric; axes of length 1 are shared.
+        off: U_{t,t+1} [B or 1, T-1 or 1, M, M], or None where the steps are independent.
         length: [B]; all T when None.
     """
 
@@ -75,8 +75,11 @@ class PathFactor:
         self.coupled = off is not None
         if self.coupled:
             self.length = ends.astype(np.int64)
+            self.strides = (*_strides(diag, steps), *_strides(off, steps - 1))
         else:  # every step is a trial of its own
             self.length = (np.arange(steps) < ends[:, None]).reshape(-1).astype(np.int64)
+            diag = diag.expand(batch, steps, self.dim, self.dim)
+            self.strides = (self.dim**2, 0, 0, 0)
         self.diag, self.off = array(diag), array(off) if self.coupled else np.empty(0)
         self.y = np.array(shift.detach().numpy(), dtype=np.float64, order="C").reshape(-1)
         self.kept = np.empty(batch * steps * 2 * self.dim * padded(self.dim))
@@ -89,13 +92,13 @@ class PathFactor:
         paths = np.empty((1 + samples) * self.y.size)
         norms = np.empty(samples * len(self.length))
         self.run(
-            draw_trials, self.fresh, self.kept, self.diag, self.off, self.y, self.pivots, noise,
-            paths, norms,
+            draw_trials, self.fresh, self.kept, self.diag, self.off, self.strides, self.y,
+            self.pivots, noise, paths, norms,
         )  # fmt: skip
         self.fresh = False
         return paths, norms
 
-    def run(self, kernel: Callable, *arguments: np.ndarray | int | bool) -> None:
+    def run(self, kernel: Callable, *arguments: np.ndarray | int | bool | tuple) -> None:
         """Calls a kernel on all trials."""
         arguments = (*arguments, self.length, self.status)
         over_trials(kernel, arguments, length=self.length, m=self.dim)
@@ -118,8 +121,8 @@ def path_terms(
     Args:
         factor: Made from the same tensors; keeps the factorisation for further calls.
         shift: r [B, T, M], float64.
-        diag: U_tt [B, T, M, M], symmetric; so is the gradient.
-        off: U_{t,t+1} [B, T-1, M, M], or None.
+        diag: U_tt [B or 1, T or 1, M, M], symmetric; so is the gradient.
+        off: U_{t,t+1} [B or 1, T-1 or 1, M, M], or None.
         noise: xi [S, B, T, M], one sample for each.
         value: Paths [V, B, T, M] for quadratic forms.
 
@@ -138,6 +141,7 @@ class _Terms(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shift, diag, off, value, noise, factor):
         ctx.set_materialize_grads(False)
+        ctx.shapes = diag.shape, off.shape if factor.coupled else None
         ctx.factor, ctx.noise, ctx.sizes = factor, array(noise), (len(noise), len(value))
         samples, shape = len(noise), factor.shape
         paths, squares = factor.draw(ctx.noise, samples)
@@ -147,8 +151,8 @@ class _Terms(torch.autograd.Function):
         if len(value):
             mean = paths[: factor.y.size]
             factor.run(
-                quadratic_trials, array(value), mean, factor.diag, factor.off, ctx.away,
-                ctx.product, forms,
+                quadratic_trials, array(value), mean, factor.diag, factor.off, factor.strides,
+                ctx.away, ctx.product, forms,
             )  # fmt: skip
         each = len(factor.length) // shape[0]
         mean, drawn = (x.copy() for x in np.split(paths, [factor.y.size]))
@@ -203,15 +207,17 @@ def _adjoint(
     if in_pivots is None:
         in_pivots = torch.zeros(batch, steps, dtype=torch.float64)
     shift = torch.empty(batch, steps, m, dtype=torch.float64)
-    diag = torch.empty(batch, steps, m, m, dtype=torch.float64)
-    off = torch.empty(batch, steps - 1, m, m, dtype=torch.float64) if factor.coupled else None
+    like_diag, like_off = ctx.shapes
+    rows = [like_diag[1] if factor.coupled else steps, like_off[1] if factor.coupled else 0]
+    diag, off = (torch.empty(batch, n, m, m, dtype=torch.float64) for n in rows)
+    each = (1, 0) if not factor.coupled else rows
     factor.run(
         adjoint_trials, factor.kept, ctx.noise if samples else empty, ctx.paths, array(cotangents),
         int(in_mean is None), array(in_pivots), empty if lefts is None else array(lefts),
-        empty if rights is None else array(rights), array(shift), array(diag),
-        array(off) if factor.coupled else empty,
+        empty if rights is None else array(rights), array(shift), array(diag), each[0],
+        array(off), each[1],
     )  # fmt: skip
-    return shift, diag, off
+    return shift, _summed(diag, like_diag), _summed(off, like_off) if factor.coupled else None
 
 
 def path_covariances(
@@ -221,8 +227,8 @@ def path_covariances(
 
     Args:
         factor: Made from the same tensors.
-        diag: U_tt [B, T, M, M].
-        off: U_{t,t+1} [B, T-1, M, M], or None.
+        diag: U_tt [B or 1, T or 1, M, M].
+        off: U_{t,t+1} [B or 1, T-1 or 1, M, M], or None.
 
     Returns:
         Both, zero beyond a trial's end and in a trial whose factorisation failed.
@@ -243,6 +249,7 @@ class _Covariances(torch.autograd.Function):
         lagged = array(cross) if factor.coupled else np.empty(0)
         factor.run(select_trials, factor.kept, array(covariance), lagged)
         ctx.factor = factor
+        ctx.shapes = diag.shape, off.shape if factor.coupled else None
         ctx.save_for_backward(covariance)
         return covariance, cross
 
@@ -258,7 +265,8 @@ class _Covariances(torch.autograd.Function):
             array(0.5 * in_cross) if factor.coupled else np.empty(0), array(diag),
             array(off) if factor.coupled else np.empty(0),
         )  # fmt: skip
-        return diag, off, None
+        like_diag, like_off = ctx.shapes
+        return _summed(diag, like_diag), _summed(off, like_off) if factor.coupled else None, None
 
 
 def gaussian_path_plain(
@@ -297,6 +305,19 @@ def gaussian_path_plain(
     both = torch.stack(path[::-1], dim=2)
     pivots = [2.0 * x.diagonal(dim1=-2, dim2=-1).log().sum(-1) for x in lowers]
     return torch.stack(pivots, dim=1), both[0], both[1:]
+
+
+def _summed(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A gradient summed over the axes that are shared."""
+    axes = [i for i, n in enumerate(shape[:2]) if n == 1 and gradient.shape[i] != 1]
+    return gradient.sum(axes, keepdim=True) if axes else gradient
+
+
+def _strides(blocks: Tensor, steps: int) -> tuple[int, int]:
+    """Distances between trials and steps in memory, zero where they are shared."""
+    size = blocks.shape[2] * blocks.shape[3]
+    between = size if blocks.shape[1] == steps and steps > 1 else 0
+    return (size * blocks.shape[1] if len(blocks) > 1 else 0), between
 
 
 def array(tensor: Tensor) -> np.ndarray:

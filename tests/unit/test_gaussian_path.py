@@ -516,3 +516,35 @@ def test_vector_operations_equal_ordinary_loops():
         results.append(arrays)
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize("shared", [(True, True), (True, False), (False, True)])
+def test_shared_blocks_equal_expanded_ones(shared, coupled, steps):
+    """Axes of length 1 are shared by all trials or steps."""
+    shift, diag, off = problem(3, max(steps, 2), 3)
+    shift, value = shift[:, :steps], randn(4, 2, 3, steps, 3)
+    small = [x[:1] if shared[0] else x for x in (diag, 0.3 * off)]
+    small = [x[:, :1] if shared[1] else x for x in small]
+    if not shared[1]:
+        small = [small[0][:, :steps], small[1][:, : steps - 1]]
+    small = [x.detach().clone().requires_grad_() for x in small]
+    length, results = torch.tensor([steps, max(1, steps - 2), 1]), []
+    for whole in (False, True):
+        blocks, coupling = small
+        if whole:
+            blocks, coupling = blocks.expand(3, steps, 3, 3), coupling.expand(3, steps - 1, 3, 3)
+        path = GaussianPath(
+            shift, blocks, coupling if coupled else None, length, generator=generator(1)
+        )
+        own = path.rsample()
+        found = [
+            own, path.log_prob(own), path.log_prob(value), path.mean, path.entropy_terms(),
+            path.covariance(), path.cross_covariance(),
+        ]  # fmt: skip
+        total = sum((x * x).sum() for x in found)
+        inputs = small if coupled and steps > 1 else small[:1]
+        results.append(found + gradients(total, 1.0, inputs))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
