@@ -3,10 +3,11 @@
 Everything includes its backward pass, in float64. `sample`: rsample, entropy and the density of
 that sample. `density`: log_prob of an arbitrary path. Both have gradients in shift, diagonal and
 coupling blocks (`density` also in the path), beside a plain loop over time (over `unbind`, never
-slices). `svi`: one step of Pyro's SVI with one site for the whole path beside one site per time
-step, of which guide and model are diagonal normals. `length`: time of `sample` for longer and
-longer paths. Both sides are timed alternately on one thread; `two threads` is our gain from a
-second one.
+slices). `svi`: one step of Pyro's SVI of a linear model, with one site for the whole path beside
+one site per time step; the guide is a Gaussian chain with full covariance on both sides, the
+model's noise is diagonal, its observations are one site. `length`: time of `sample` for longer and
+longer paths. Both sides are timed alternately on one thread; `two_threads` is our gain from a
+second one, which needs an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -147,7 +148,9 @@ class LinearPrior(dist.TorchDistribution):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of paths [B, T, M]."""
         expected = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1] @ self.matrix.mT], dim=1)
-        return torch.distributions.Normal(expected, self.scale).log_prob(z).sum((1, 2))
+        forms = ((z - expected) / self.scale).square().sum((1, 2))
+        constant = z.shape[1] * (self.scale.log().sum() + 0.5 * z.shape[2] * LOG_2PI)
+        return -0.5 * forms - constant
 
 
 def svi_steps(steps: int, m: int = 10) -> tuple[Callable, Callable]:
@@ -185,11 +188,12 @@ def svi_steps(steps: int, m: int = 10) -> tuple[Callable, Callable]:
 
     def many_guide() -> None:
         gain, keep = pyro.param("gain", eye.clone()), pyro.param("keep", 0.3 * eye)
-        scale = pyro.param("log_width", eye[0] * 0.0).exp()
+        width = pyro.param("width", eye.clone()).tril()
         centre, z = (data @ gain.mT).unbind(1), data.new_zeros(BATCH, m)
         with pyro.plate("trials", BATCH):
             for t in range(steps):
-                z = pyro.sample(f"z{t}", dist.Normal(centre[t] + z @ keep.mT, scale).to_event(1))
+                here = dist.MultivariateNormal(centre[t] + z @ keep.mT, scale_tril=width)
+                z = pyro.sample(f"z{t}", here)
 
     made = []
     for model, guide in ((whole_model, whole_guide), (many_model, many_guide)):
