@@ -59,8 +59,8 @@ def _factor(kept, rows, diag, off, strides, y, pivots, b, n, steps, size):
 
 @compiled
 def draw_trials(
-    fresh, kept, diag, off, strides, y, pivots, noise, paths, norms, length, status, first, last,
-    size,
+    fresh, kept, diag, off, strides, y, pivots, noise, paths, drawn, norms, length, status, first,
+    last, size,
 ):  # fmt: skip
     """Writes the mean and samples of trials, and factors them before when they are `fresh`.
 
@@ -73,7 +73,8 @@ def draw_trials(
         y: [B, T, M].
         pivots: [B, T].
         noise: [S, B, T, M].
-        paths: [1 + S, B, T, M], receives the mean and the samples.
+        paths: [1 + S, B, T, M], receives the mean and the samples' differences from it.
+        drawn: [S, B, T, M], receives the samples.
         norms: [S, B], receives the sums of squares of the noise.
         length: [B].
         status: [B].
@@ -101,6 +102,8 @@ def draw_trials(
             paths[start + n * m : start + steps * m] = 0.0
         for s in range(samples):
             norms[s * trials + b] = 0.0
+            start = s * whole + b * steps * m
+            drawn[start + n * m : start + steps * m] = 0.0
         for t in range(n - 1, -1, -1):
             z = (b * steps + t) * m
             at = (b * steps + t) * block
@@ -113,9 +116,11 @@ def draw_trials(
                 for i in range(m):
                     x = noise[s * whole + z + i]
                     square += x * x
-                    paths[here + i] = y[z + i] + x
+                    paths[here + i] = x
                 norms[s * trials + b] += square
                 ascend(paths, here, here + ahead, kept, at, at + block // 2, size)
+                for i in range(m):
+                    drawn[s * whole + z + i] = paths[z + i] + paths[here + i]
 
 
 @compiled
@@ -144,7 +149,7 @@ def adjoint_trials(
     Args:
         kept: The factor.
         noise: [S, B, T, M].
-        paths: [1 + S, B, T, M], mean and samples.
+        paths: [1 + S, B, T, M], mean and the samples' differences from it.
         cotangents: [1 + S, B, T, M], gradients in the paths; overwritten.
         unmoved: 1 where the gradient in the mean is zero, and then never read; else 0.
         pivots: [B, T], gradients in the log pivots.
@@ -220,7 +225,6 @@ def _adjoint_step(
     m = len(size)
     block = block_size(size)
     half = block // 2
-    w = half // m
     z, at, whole = step * m, step * block, shift.size
     samples = noise.size // whole
     p, following, q = half * (t & 1), half * (1 - (t & 1)), 2 * half
@@ -243,13 +247,10 @@ def _adjoint_step(
         f = (1 + s) * whole + z
         for i in range(m):
             vectors[i] = cotangents[f + i]
-            vectors[w + i] = paths[f + i] - paths[z + i]
         pull(vectors, 0, kept, at, size)
-        subtract_symmetric(room, p, vectors, 0, vectors, w, size)
+        subtract_symmetric(room, p, vectors, 0, paths, f, size)
         if not final:
-            for i in range(m):
-                vectors[w + i] = paths[f + m + i] - paths[z + m + i]
-            subtract_outer(off, cross, vectors, 0, vectors, w, size)
+            subtract_outer(off, cross, vectors, 0, paths, f + m, size)
     finish_diagonal(diag, block_at, room, p, shift, z, paths, z, size)
     if not final:
         subtract_outer(off, cross, shift, z, paths, z + m, size)

@@ -5,9 +5,16 @@ from __future__ import annotations
 from llvmlite import ir
 
 from plssm.kernels import _path_blocks as plain
-from plssm.kernels import _vector_blocks as chain
 from plssm.kernels._emit import Block, Emitter
-from plssm.kernels._vector_blocks import joint, part, tight
+from plssm.kernels._vector_blocks import (
+    joint,
+    operation,
+    padded_rows,
+    part,
+    put,
+    put_symmetric,
+    tight,
+)
 
 __all__ = [
     "ascend",
@@ -26,11 +33,6 @@ __all__ = [
 ]
 
 _HALF = ir.Constant(ir.DoubleType(), 0.5)
-
-
-def _padded(e: Emitter, start: ir.Value) -> Block:
-    """Returns padded rows of one block."""
-    return Block(start, 4 * e.vectors)
 
 
 def _number(e: Emitter, vector: ir.Value, i: int) -> ir.Value:
@@ -64,10 +66,15 @@ def _gain(e: Emitter, out, here, inverse):
         for c in range(e.vectors):
             sums = [[e.zero()] for _ in range(e.width(panel))]
             sums = e.accumulate(
-                sums, (coupling, 4 * panel), (_padded(e, inverse), [c]), 4 * c, e.m, subtract=False
+                sums,
+                (coupling, 4 * panel),
+                (padded_rows(e, inverse), [c]),
+                4 * c,
+                e.m,
+                subtract=False,
             )
             for i, total in enumerate(sums):
-                e.store_row(total[0], _padded(e, out), 4 * panel + i, c)
+                e.store_row(total[0], padded_rows(e, out), 4 * panel + i, c)
 
 
 def _combined(e: Emitter, vector, matrix, *, triangular: bool) -> list[ir.Value]:
@@ -76,7 +83,7 @@ def _combined(e: Emitter, vector, matrix, *, triangular: bool) -> list[ir.Value]
     for c in range(e.vectors):
         first = 4 * c if triangular else 0
         sums = e.accumulate(
-            [[e.zero()]], (column, 0), (_padded(e, matrix), [c]), first, e.m, subtract=False
+            [[e.zero()]], (column, 0), (padded_rows(e, matrix), [c]), first, e.m, subtract=False
         )
         parts.append(sums[0][0])
     return parts
@@ -113,11 +120,11 @@ def _descend(e: Emitter, f, carried, carried_before, inverse, gain_before):
     before = [part(e, carried_before, c) for c in every]
     now = []
     for panel in every:
-        known = _dots(e, _padded(e, gain_before), before, panel, e.vectors)
+        known = _dots(e, padded_rows(e, gain_before), before, panel, e.vectors)
         now.append(e.builder.fsub(part(e, f, panel), known))
         e.store(now[-1], e.at(carried, 4 * panel), e.width(panel))
     for panel in every:
-        value = _dots(e, _padded(e, inverse), now, panel, panel + 1)
+        value = _dots(e, padded_rows(e, inverse), now, panel, panel + 1)
         e.store(value, e.at(f, 4 * panel), e.width(panel))
 
 
@@ -128,16 +135,16 @@ def _weigh_order(e: Emitter, q, inverse, f, xi, running):
     for i in range(e.m):
         x, y = e.splat(e.times(_HALF, _number(e, f, i))), e.splat(_number(e, xi, i))
         for c in range(i // 4 + 1):
-            row = e.times(y, e.load_row(_padded(e, inverse), i, c))
-            total = e.load_row(_padded(e, q), i, c)
+            row = e.times(y, e.load_row(padded_rows(e, inverse), i, c))
+            total = e.load_row(padded_rows(e, q), i, c)
             total = e.more(total, x, e.more(sums[c], half, row))
-            e.store_row(total, _padded(e, q), i, c)
+            e.store_row(total, padded_rows(e, q), i, c)
             sums[c] = e.add(sums[c], row)
 
 
 def _combine(e: Emitter, p, inverse, q):
     """Writes I'Q + Q'I into padded rows; both are lower triangular."""
-    inverse, q = _padded(e, inverse), _padded(e, q)
+    inverse, q = padded_rows(e, inverse), padded_rows(e, q)
     for panel in range(e.vectors):
         for c in range(panel, e.vectors):
             parts = []
@@ -147,19 +154,24 @@ def _combine(e: Emitter, p, inverse, q):
                     e.accumulate(sums, (a, 4 * panel), (b, [c]), 4 * c, e.m, subtract=False)
                 )
             sums = [[e.add(x[0], y[0])] for x, y in zip(*parts, strict=True)]
-            chain._put_symmetric(e, sums, _padded(e, p), panel, [c])
+            put_symmetric(e, sums, padded_rows(e, p), panel, [c])
 
 
 def _carry(e: Emitter, p, p_next, cross, gain):
     """Adds H' P_next H to P, and writes -2 H' P_next into tight rows."""
-    gain, cross, p, p_next = _padded(e, gain), tight(e, cross), _padded(e, p), _padded(e, p_next)
+    gain, cross, p, p_next = (
+        padded_rows(e, gain),
+        tight(e, cross),
+        padded_rows(e, p),
+        padded_rows(e, p_next),
+    )
     half = e.splat(_HALF)
     for panel in range(e.vectors):
         for columns in e.groups(0, e.vectors):
             sums = [[e.zero() for _ in columns] for _ in range(e.width(panel))]
             sums = e.accumulate(sums, (gain, 4 * panel), (p_next, columns), 0, e.m)
             sums = [[e.add(x, x) for x in total] for total in sums]
-            chain._put(e, sums, cross, panel, columns)
+            put(e, sums, cross, panel, columns)
     for panel in range(e.vectors):
         for columns in e.groups(panel, e.vectors):
             sums = [[e.zero() for _ in columns] for _ in range(e.width(panel))]
@@ -171,17 +183,17 @@ def _carry(e: Emitter, p, p_next, cross, gain):
                 ]
                 for i, total in enumerate(sums)
             ]
-            chain._put_symmetric(e, sums, p, panel, columns)
+            put_symmetric(e, sums, p, panel, columns)
 
 
 def _subtract_symmetric(e: Emitter, p, x, y):
     """Subtracts (x y' + y x') / 2 from padded rows."""
-    _less_symmetric(e, _padded(e, p), _padded(e, p), x, y)
+    _less_symmetric(e, padded_rows(e, p), padded_rows(e, p), x, y)
 
 
 def _finish_diagonal(e: Emitter, out, p, x, y):
     """Writes P - (x y' + y x') / 2 into tight rows."""
-    _less_symmetric(e, tight(e, out), _padded(e, p), x, y)
+    _less_symmetric(e, tight(e, out), padded_rows(e, p), x, y)
 
 
 def _less_symmetric(e: Emitter, out: Block, p: Block, x, y):
@@ -213,16 +225,16 @@ def _subtract_dots(e: Emitter, out, x, matrix):
         e.store(value, e.at(out, 4 * panel), e.width(panel))
 
 
-ascend = chain.operation(_ascend, plain)
-carry = chain.operation(_carry, plain)
-combine = chain.operation(_combine, plain)
-descend = chain.operation(_descend, plain)
-finish_diagonal = chain.operation(_finish_diagonal, plain)
-gain = chain.operation(_gain, plain)
-place = chain.operation(_place, plain)
-place_last = chain.operation(_place_last, plain)
-pull = chain.operation(_pull, plain)
-subtract_dots = chain.operation(_subtract_dots, plain)
-subtract_outer = chain.operation(_subtract_outer, plain)
-subtract_symmetric = chain.operation(_subtract_symmetric, plain)
-weigh_order = chain.operation(_weigh_order, plain)
+ascend = operation(_ascend, plain)
+carry = operation(_carry, plain)
+combine = operation(_combine, plain)
+descend = operation(_descend, plain)
+finish_diagonal = operation(_finish_diagonal, plain)
+gain = operation(_gain, plain)
+place = operation(_place, plain)
+place_last = operation(_place_last, plain)
+pull = operation(_pull, plain)
+subtract_dots = operation(_subtract_dots, plain)
+subtract_outer = operation(_subtract_outer, plain)
+subtract_symmetric = operation(_subtract_symmetric, plain)
+weigh_order = operation(_weigh_order, plain)

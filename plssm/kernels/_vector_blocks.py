@@ -26,7 +26,10 @@ __all__ = [
     "invert_factor",
     "joint",
     "operation",
+    "padded_rows",
     "part",
+    "put",
+    "put_symmetric",
     "smooth",
     "subtract_rows",
     "tight",
@@ -83,7 +86,7 @@ def _right(e: Emitter, start: ir.Value) -> Block:
     return Block(e.at(start, 4 * e.vectors), 8 * e.vectors)
 
 
-def _padded(e: Emitter, start: ir.Value) -> Block:
+def padded_rows(e: Emitter, start: ir.Value) -> Block:
     """Returns padded rows of one block."""
     return Block(start, 4 * e.vectors)
 
@@ -230,7 +233,7 @@ def _solve_panel(e: Emitter, rows: Block, panel: int, right: ir.Value) -> list[i
 # selected inverse -----------------------------------------------------------------------------
 def _invert_factor(e: Emitter, out, here):
     """Writes the lower triangle of R'^-1 into padded rows; the rest must be zero already."""
-    rows, inverse = joint(e, here), _padded(e, out)
+    rows, inverse = joint(e, here), padded_rows(e, out)
     for panel in range(e.vectors):
         n = e.width(panel)
         diagonal = [e.load_row(rows, 4 * panel + i, panel) for i in range(n)]
@@ -248,7 +251,7 @@ def _invert_factor(e: Emitter, out, here):
                 for i in range(k + 1, n):
                     r = e.splat(e.pick(diagonal[k], i))
                     sums[i] = [e.less(s, r, x) for s, x in zip(sums[i], sums[k], strict=True)]
-            _put(e, sums, inverse, panel, columns)
+            put(e, sums, inverse, panel, columns)
 
 
 def _narrow(e: Emitter, last: int) -> list[list[int]]:
@@ -258,7 +261,7 @@ def _narrow(e: Emitter, last: int) -> list[list[int]]:
 
 def _smooth(e: Emitter, here, to, following, lagged, inverse_at, gain_at):
     """Writes P_t and X_t from P_{t+1}; needs R'^-1 at `inverse_at`."""
-    inverse, gain, coupling = _padded(e, inverse_at), _padded(e, gain_at), _right(e, here)
+    inverse, gain, coupling = padded_rows(e, inverse_at), padded_rows(e, gain_at), _right(e, here)
     cross, p, p_next = tight(e, lagged), tight(e, to), tight(e, following)
     every = range(e.vectors)
     for panel in every:
@@ -271,13 +274,13 @@ def _smooth(e: Emitter, here, to, following, lagged, inverse_at, gain_at):
                 e.m,
                 subtract=False,
             )
-            _put(e, sums, gain, panel, columns)
+            put(e, sums, gain, panel, columns)
     for panel in every:
         for columns in e.groups(0, e.vectors):
             sums = e.accumulate(
                 _zeros(e, panel, columns), (gain, 4 * panel), (p_next, columns), 0, e.m
             )
-            _put(e, sums, cross, panel, columns)
+            put(e, sums, cross, panel, columns)
     for panel in every:
         for columns in e.groups(panel, e.vectors):
             sums = e.accumulate(
@@ -289,17 +292,17 @@ def _smooth(e: Emitter, here, to, following, lagged, inverse_at, gain_at):
                 subtract=False,
             )
             sums = e.accumulate(sums, (cross, 4 * panel), (gain, columns), 0, e.m, across=True)
-            _put_symmetric(e, sums, p, panel, columns)
+            put_symmetric(e, sums, p, panel, columns)
 
 
-def _put(e: Emitter, sums, block: Block, panel: int, columns: list[int]) -> None:
+def put(e: Emitter, sums, block: Block, panel: int, columns: list[int]) -> None:
     """Stores running sums."""
     for i, total in enumerate(sums):
         for c, value in zip(columns, total, strict=True):
             e.store_row(value, block, 4 * panel + i, c)
 
 
-def _put_symmetric(e: Emitter, sums, block: Block, panel: int, columns: list[int]) -> None:
+def put_symmetric(e: Emitter, sums, block: Block, panel: int, columns: list[int]) -> None:
     """Stores running sums right of the diagonal, and their transpose below it."""
     for j, c in enumerate(columns):
         part = [total[j] for total in sums]
@@ -310,7 +313,7 @@ def _put_symmetric(e: Emitter, sums, block: Block, panel: int, columns: list[int
         else:
             for i in range(e.width(c)):
                 e.store(turned[i], e.element(block, 4 * c + i, 4 * panel), e.width(panel))
-        _put(e, [[x] for x in part], block, panel, [c])
+        put(e, [[x] for x in part], block, panel, [c])
 
 
 # assembly -------------------------------------------------------------------------------------
@@ -335,7 +338,7 @@ def _assemble(e: Emitter, here, base_at, precision_at, jacobian_at, information_
             sums = e.accumulate(
                 _zeros(e, panel, columns), (jacobian, 4 * panel), (precision, columns), 0, e.m
             )
-            _put(e, sums, right, panel, columns)
+            put(e, sums, right, panel, columns)
     for panel in range(e.vectors):
         for columns in e.groups(panel, e.vectors):
             sums = [
@@ -347,7 +350,7 @@ def _assemble(e: Emitter, here, base_at, precision_at, jacobian_at, information_
                 )
             ]
             sums = e.accumulate(sums, (right, 4 * panel), (jacobian, columns), 0, e.m, across=True)
-            _put(e, sums, rows, panel, columns)
+            put(e, sums, rows, panel, columns)
 
 
 def _add_offset(e: Emitter, y, carry, offset, precision_at, jacobian_at):

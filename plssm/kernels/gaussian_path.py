@@ -4,15 +4,17 @@ r"""Gaussian paths with block-tridiagonal precision: samples, densities, covaria
     Z \sim N(U^{-1} r, U^{-1}), \quad U = L L^\top, \quad S_t = L_{tt} L_{tt}^\top, \quad
     I_t = L_{tt}^{-1}, \quad G_t = S_t^{-1} U_{t,t+1}
 
-Forward, :math:`y_t = I_t (r_t - U_{t-1,t}^\top S_{t-1}^{-1} \dots)` is carried along with the
-factorisation, and mean and samples are :math:`z_t = I_t^\top (y_t + \xi_t) - G_t z_{t+1}`.
+Forward, :math:`S_t = U_{tt} - U_{t-1,t}^\top G_{t-1}`, and :math:`y = L^{-1} r` is carried along.
+Backward in time, :math:`\mu_t = I_t^\top y_t - G_t \mu_{t+1}`, and a sample from noise :math:`\xi`
+is :math:`z = \mu + e` with :math:`e_t = I_t^\top \xi_t - G_t e_{t+1}`.
 
 The adjoint, with gradients :math:`\bar z^s` in the samples, :math:`\bar\mu` in the mean and
-:math:`\bar\ell_t` in :math:`\log|S_t|`, and :math:`e^s = z^s - \mu`: one solve of
-:math:`L f^s = \bar z^s` forward in time (and of :math:`\bar\mu`), and backward
+:math:`\bar\ell_t` in :math:`\log|S_t|`: one solve of :math:`L f^s = \bar z^s` forward in time
+(and of :math:`L f^0 = \bar\mu`), and backward
 
 .. math::
-    \kappa_t^s = I_t^\top f_t^s, \quad w_t = \textstyle\sum_s \kappa_t^s + \dots - G_t w_{t+1}, \\
+    \kappa_t^s = I_t^\top f_t^s, \quad
+    w_t = I_t^\top \Big( f_t^0 + \textstyle\sum_s f_t^s \Big) - G_t w_{t+1}, \\
     P_t = I_t^\top \Big( \bar\ell_t 1 + \tfrac12 \textstyle\sum_s
     \mathrm{sym}_{\le}(f_t^s \xi_t^{s\top}) \Big) I_t - \textstyle\sum_s
     \mathrm{sym}(\kappa_t^s e_t^{s\top}) + G_t P_{t+1} G_t^\top, \\
@@ -87,16 +89,26 @@ class PathFactor:
         self.status = np.zeros(len(self.length), dtype=np.int64)
         self.fresh = True
 
-    def draw(self, noise: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and samples [1 + S, B, T, M], flat; sums of squares of the noise [S, trials]."""
+    def draw(self, noise: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draws samples.
+
+        Args:
+            noise: [S, B, T, M], flat.
+            samples: S.
+
+        Returns:
+            The mean and the samples' differences from it [1 + S, B, T, M], the samples
+            [S, B, T, M], and sums of squares of the noise [S, trials], all flat.
+        """
         paths = np.empty((1 + samples) * self.y.size)
+        drawn = np.empty(samples * self.y.size)
         norms = np.empty(samples * len(self.length))
         self.run(
             draw_trials, self.fresh, self.kept, self.diag, self.off, self.strides, self.y,
-            self.pivots, noise, paths, norms,
+            self.pivots, noise, paths, drawn, norms,
         )  # fmt: skip
         self.fresh = False
-        return paths, norms
+        return paths, drawn, norms
 
     def run(self, kernel: Callable, *arguments: np.ndarray | int | bool | tuple) -> None:
         """Calls a kernel on all trials."""
@@ -144,23 +156,21 @@ class _Terms(torch.autograd.Function):
         ctx.shapes = diag.shape, off.shape if factor.coupled else None
         ctx.factor, ctx.noise, ctx.sizes = factor, array(noise), (len(noise), len(value))
         samples, shape = len(noise), factor.shape
-        paths, squares = factor.draw(ctx.noise, samples)
-        ctx.paths = paths
+        ctx.paths, drawn, squares = factor.draw(ctx.noise, samples)
+        mean = ctx.paths[: factor.y.size]
         ctx.away, ctx.product = np.empty(value.numel()), np.empty(value.numel())
         forms = np.zeros(len(value) * len(factor.length))
         if len(value):
-            mean = paths[: factor.y.size]
             factor.run(
                 quadratic_trials, array(value), mean, factor.diag, factor.off, factor.strides,
                 ctx.away, ctx.product, forms,
             )  # fmt: skip
         each = len(factor.length) // shape[0]
-        mean, drawn = (x.copy() for x in np.split(paths, [factor.y.size]))
         squares = torch.from_numpy(squares).view(samples, shape[0], each).sum(-1)
         ctx.mark_non_differentiable(squares)
         return (
             torch.from_numpy(factor.pivots.copy()).view(shape[:2]),
-            torch.from_numpy(mean).view(shape),
+            torch.from_numpy(mean.copy()).view(shape),
             torch.from_numpy(drawn).view(samples, *shape),
             torch.from_numpy(forms).view(len(value), shape[0], each).sum(-1),
             squares,
