@@ -6,8 +6,9 @@ coupling blocks (`density` also in the path), beside a plain loop over time (ove
 slices). `svi`: one step of Pyro's SVI of a linear model, with one site for the whole path beside
 one site per time step; the guide is a Gaussian chain with full covariance on both sides, the
 model's noise is diagonal, its observations are one site. `length`: time of `sample` for longer and
-longer paths. Both sides are timed alternately on one thread; `two_threads` is our gain from a
-second one, which needs an otherwise idle machine.
+longer paths. Both sides are timed alternately on one thread, ours as the median of seven calls, by
+processor time, so that other programs count less; `two_threads` is our gain from a second thread
+by the clock on the wall, which needs an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -204,16 +205,20 @@ def svi_steps(steps: int, m: int = 10) -> tuple[Callable, Callable]:
 
 
 # timing -----------------------------------------------------------------------------------------
-def milliseconds(step: Callable[[], object]) -> float:
+def milliseconds(
+    step: Callable[[], object], clock: Callable[[], float] = time.process_time
+) -> float:
     """Time of one call."""
-    began = time.perf_counter()
+    began = clock()
     step()
-    return 1e3 * (time.perf_counter() - began)
+    return 1e3 * (clock() - began)
 
 
-def many(step: Callable[[], object], repeats: int) -> float:
+def many(
+    step: Callable[[], object], repeats: int, clock: Callable[[], float] = time.process_time
+) -> float:
     """Median time of several calls."""
-    return statistics.median(milliseconds(step) for _ in range(repeats))
+    return statistics.median(milliseconds(step, clock) for _ in range(repeats))
 
 
 def measure(setting: str, pair: tuple[Callable, Callable], rounds: int, wanted: float) -> dict:
@@ -223,12 +228,12 @@ def measure(setting: str, pair: tuple[Callable, Callable], rounds: int, wanted: 
     if isinstance(first, list):
         for a, b in zip(first, second, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
-    pairs = [(many(ours, 3), milliseconds(theirs)) for _ in range(rounds)]
+    pairs = [(many(ours, 7), milliseconds(theirs)) for _ in range(rounds)]
     ratios = sorted(b / a for a, b in pairs)
-    alone = many(ours, 15)
+    alone = many(ours, 15, time.perf_counter)
     torch.set_num_threads(2)
     ours()
-    double = many(ours, 15)
+    double = many(ours, 15, time.perf_counter)
     torch.set_num_threads(1)
     return {
         "setting": setting,
