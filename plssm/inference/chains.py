@@ -39,7 +39,7 @@ class PathTerms(NamedTuple):
     Attributes:
         shift: r [B, T, M].
         diag: U_tt [B, T, M, M].
-        off: U_{t,t+1} [B, T-1, M, M]; None where steps are independent.
+        off: U_{t,t+1} [B, T-1, M, M], or [1, 1, M, M]; None where steps are independent.
         length: Steps of each trial [B].
     """
 
@@ -72,7 +72,8 @@ def couple(evidence: Potentials, chain: LinearChain, length: Tensor) -> PathTerm
     diag = evidence.precision + arrived + torch.cat([around, blank], dim=1)
     shift = evidence.shift + torch.cat([start, chain.offset @ chain.precision], dim=1)
     shift = shift - torch.cat([driven, zero], dim=1)
-    return PathTerms(shift, diag, -pull.expand(trials, steps - 1, dim, dim), length)
+    off = -pull if pull.ndim == 4 else -pull.expand(1, 1, dim, dim)
+    return PathTerms(shift, diag, off, length)
 
 
 @torch.no_grad()

@@ -80,6 +80,7 @@ class VariationalInference(Engine):
         restarts: Number of trainings from different start values; the best bound wins.
         start: ``"auto"`` starts fresh parts from the data and keeps known ones; ``"data"`` and
             ``"model"`` force one of the two.
+        start_iterations: EM iterations that a fresh map with a closed-form M-step starts from.
         draws: Draws from which the bound of a posterior is estimated.
         dtype: Precision of training, "float32" or "float64".
         checkpoint: File an interrupted training goes on from (one restart only).
@@ -109,6 +110,7 @@ class VariationalInference(Engine):
     patience: int = 0
     restarts: int = 1
     start: str = "auto"
+    start_iterations: int = 20
     draws: int = 32
     dtype: str = "float32"
     checkpoint: str | None = None
@@ -246,7 +248,9 @@ class VariationalInference(Engine):
             runs = []
             for restart in range(self.restarts):
                 seed = self.seed * 1000 + restart
-                begun = started_model(whole, data, start=self.start, seed=seed)
+                begun = started_model(
+                    whole, data, start=self.start, seed=seed, iterations=self.start_iterations
+                )
                 path = rough_path(begun, data)
                 recognition = self._new_recognition(begun, data, path)
                 report = partial(bar.advance, restart)

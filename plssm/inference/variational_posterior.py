@@ -52,12 +52,14 @@ def variational_posterior(
     terms = recognition(model, batch)
     shift, diag = terms.shift.numpy(), terms.diag.numpy()
     trials, steps, dim = shift.shape
-    off = np.zeros((trials, steps - 1, dim, dim)) if terms.off is None else terms.off.numpy()
+    off = np.zeros((trials, steps - 1, dim, dim))
+    if terms.off is not None:
+        off += terms.off.numpy()
     chain = factor(diag, off, batch.length.numpy())
     if chain.status.any():
         failed = batch.trial[int(chain.status.nonzero()[0][0])]
         raise CapabilityError(
-            f"the recognition model's precision is not positive definite for trial {failed!r}: "
+            f"the guide's precision is not positive definite for trial {failed!r}: "
             "its parameters have extreme values; fit again with a smaller learning rate."
         )
     mean, length = chain.solve(shift), batch.length.numpy()

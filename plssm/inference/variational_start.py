@@ -21,18 +21,20 @@ NOISE = 0.1  # process-noise variance of a map that is drawn at random, for stat
 
 
 def started_model(
-    model: StateSpaceModel, data: Dataset, *, start: str, seed: int
+    model: StateSpaceModel, data: Dataset, *, start: str, seed: int, iterations: int
 ) -> StateSpaceModel:
     """A float64 copy of a model whose fresh parts have data-driven start values.
 
-    Maps with a closed-form M-step start from the posterior of a linear model, like LaplaceEM's;
-    others are drawn at random, and the observation models start from components of the data.
+    Maps with a closed-form M-step start from some EM iterations (LaplaceEM), whose regressions
+    solve at once what gradients approach slowly; others are drawn at random, and the observation
+    models start from components of the data.
 
     Args:
         model: The model; never changed.
         data: Training trials.
         start: "auto", "data" or "model".
         seed: Seed of what is drawn.
+        iterations: EM iterations; with 0 the posterior of a linear model is all there is.
 
     Returns:
         The copy.
@@ -44,10 +46,13 @@ def started_model(
         return copy
     closed = isinstance(dynamics, PiecewiseLinear) and dynamics.coefficients() is not None
     if closed:
-        stages = (Stage("start", 0),)
-        if fresh or not dynamics.initialised:
-            stages = (Stage("linear", LINEAR, dynamics="linear"), *stages)
-        engine = LaplaceEM(seed=seed, start=start, stages=stages)
+        stages = None
+        if dynamics.initialised if fresh is None else not fresh:
+            stages = (Stage("start", 0),)
+        elif not iterations:
+            stages = (Stage("linear", LINEAR, dynamics="linear"), Stage("start", 0))
+        options = {"iterations": max(iterations, 1), "stages": stages}
+        engine = LaplaceEM(seed=seed, start=start, **options)
         return working_copy(engine.fit(copy, data, progress=False).model)
     batch = data.batch()
     quadratic = all(o.quadratic for o in model.observations.values())
