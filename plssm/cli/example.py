@@ -45,6 +45,11 @@ restarts = 3
 # steps = 300_000                   # updates
 # sequence = 75                     # steps of a training sequence
 # checkpoint = ""                   # keep none; default: one in the folder of the run
+# Or, for variational inference with an encoder of all modalities:
+# class = "VariationalInference"
+# encoder = "conv"                  # conv | gru | mlp | none | free
+# guide = "model"                   # model | chain | mean-field
+# steps = 3000                      # updates
 
 [split]
 by = "time"                         # time | trial | none

@@ -62,7 +62,7 @@ class TrainingProgress:
         if step == 0:
             return
         again = f"restart {restart + 1}/{self._restarts}, " if self._restarts > 1 else ""
-        shown = [f"{k} {row[k]:.3g}" for k in ("loss", "d_stsp", "d_h") if k in row]
+        shown = [f"{k} {row[k]:.3g}" for k in ("loss", "elbo", "d_stsp", "d_h") if k in row]
         text = again + ", ".join(shown)
         self._progress.update(
             self._task,

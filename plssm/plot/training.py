@@ -14,7 +14,13 @@ from plssm.plot.canvas import INK, MODEL, OTHER, panels, shared_labels
 
 __all__ = ["is_training", "training"]
 
-PANELS = {"loss": "loss", "d_stsp": "$D_{stsp}$ (nats)", "d_h": "$D_H$", "score": "score"}
+PANELS = {
+    "loss": "loss",
+    "elbo": "bound (nats per step)",
+    "d_stsp": "$D_{stsp}$ (nats)",
+    "d_h": "$D_H$",
+    "score": "score",
+}
 LOGARITHMIC = ("loss", "d_stsp", "score")
 
 
@@ -33,7 +39,7 @@ def training(
     are crosses at the top.
 
     Args:
-        history: DataFrame with columns `step` and `score`, and optionally `loss`, `d_stsp`,
+        history: DataFrame with columns `step` and `score`, and optionally `loss`, `elbo`, `d_stsp`,
             `d_h`, `restart` and `selected`; one row per check.
         title: Title.
         ax: Axes to draw in, one per column that is drawn; default a new figure.
