@@ -66,12 +66,15 @@ class StepSamples(NamedTuple):
         count: Number of observed samples of each channel at each step [B, T, N].
         nuisance: Nuisance regressors, their means [B, T, R].
         inputs: Inputs [B, T, K].
+        beside: Sums of the regressors over the samples in which a channel is observed, channel
+            by channel [B, T, N R].
     """
 
     x: Tensor
     count: Tensor
     nuisance: Tensor
     inputs: Tensor
+    beside: Tensor
 
     @property
     def seen(self) -> Tensor:
@@ -100,13 +103,15 @@ def on_steps(
     total, count = scatter(columns, m.clock, steps), scatter(weight, m.clock, steps)
     times = count.repeat_interleave(columns.shape[-1] // weight.shape[-1], dim=-1)
     none = columns.new_zeros(*total.shape[:2], 0)
-    nuisance = none
+    nuisance = beside = none
     if m.nuisance is not None:
         any_seen = m.mask.any(-1, keepdim=True).to(columns.dtype)
         known = scatter(m.nuisance * any_seen, m.clock, steps)
         nuisance = known / scatter(any_seen, m.clock, steps).clamp_min(1)
+        each = weight[..., None] * m.nuisance[..., None, :]
+        beside = scatter(each.flatten(-2), m.clock, steps)
     inputs = none if inputs is None else inputs
-    return StepSamples(total / times.clamp_min(1), count, nuisance, inputs)
+    return StepSamples(total / times.clamp_min(1), count, nuisance, inputs, beside)
 
 
 class ModalityEncoder(nn.Module):
@@ -168,9 +173,7 @@ class ModalityEncoder(nn.Module):
 
         Of this step and of later ones, where the observations have a memory.
         """
-        count = found.count
-        masked = (count[..., None] * found.nuisance[..., None, :]).flatten(-2)
-        now = torch.cat([found.x * _wide(found), count, masked], dim=-1)
+        now = torch.cat([found.x * _wide(found), found.count, found.beside], dim=-1)
         parts = [now]
         for lead in range(1, self.size.leads + 1):
             later = torch.zeros_like(now)
@@ -276,7 +279,7 @@ class Encoder(Configurable, nn.Module):
             found[name] = on_steps(observation, m, batch.inputs, batch.steps)
             leads = min(observation.memory(batch.dt), batch.steps - 1)
             rank = min(observation.predictors, model.dim) if observation.coupled else 1
-            read = [part.shape[-1] for part in (found[name].x, *found[name][2:])]
+            read = [part.shape[-1] for part in (found[name].x, *found[name][2:4])]
             sizes[name] = [observation.channels, *read, leads, rank]
         encoder = cls(sizes, model.dim, network=network, hidden=hidden, seed=seed)
         for name, samples in found.items():
