@@ -90,10 +90,11 @@ def _raw(precision: Tensor) -> Tensor:
 def start_encoder(encoder: Encoder, model: StateSpaceModel, batch: Batch, path: Tensor) -> None:
     r"""Writes into the linear parts what the observation models themselves say around a path.
 
-    .. math:: r_t \approx g_t + R_t \bar z_t, \qquad \Lambda \approx \langle R_t \rangle
+    .. math:: r_t \approx g_t + \Lambda_t \bar z_t, \qquad
+        \Lambda_t = \sum_n c_{nt} \langle R_n \rangle
 
-    with score g and curvature R of a modality at the path: exact for Gaussian channels.
-    Observations with memory (BOLD) are inverted by a regression of the path on later samples.
+    with the score g of a modality at the path, the mean curvature R of a sample and numbers c of
+    samples: exact for Gaussian channels. Observations with memory (BOLD) are inverted by a regression of the path on later samples.
 
     Args:
         encoder: Changed in place.
@@ -114,12 +115,7 @@ def _from_expansion(
     part: ModalityEncoder, found: StepSamples, observation: ObservationModel, m: Modality,
     path: Tensor,
 ) -> None:  # fmt: skip
-    """Score and curvature of the observation model along the path."""
-    local = observation.local(m, path, positive=True)
-    curvature = local.curvature.expand(*path.shape, path.shape[-1])
-    target = local.score + (curvature @ path[..., None])[..., 0]
-    seen = found.seen[..., 0] > 0
-    part.linear.copy_(_regression(part.regressors(found)[seen], target[seen]))
+    """Score of the observation model along the path, with the mean curvature of a sample."""
     eta = observation.features_at(m, path)
     bend = observation.derivatives(eta, m, positive=True)[2]
     weight, own = observation.weight, part.size.channels * part.rank
@@ -131,6 +127,12 @@ def _from_expansion(
         mean = bend.sum((0, 1)) / m.mask.sum((0, 1)).clamp_min(1)
         factors = mean.clamp_min(0).sqrt()[:, None] * weight
     part.factors[: len(factors)] = _nowhere_zero(factors)
+    count = found.count.repeat_interleave(part.rank, dim=-1)
+    curvature = torch.einsum("btf,fm,fn->btmn", count, part.factors[:own], part.factors[:own])
+    score = observation.local(m, path, positive=True).score
+    target = score + (curvature @ path[..., None])[..., 0]
+    seen = found.seen[..., 0] > 0
+    part.linear.copy_(_regression(part.regressors(found)[seen], target[seen]))
 
 
 def _from_regression(
