@@ -94,7 +94,8 @@ def start_encoder(encoder: Encoder, model: StateSpaceModel, batch: Batch, path: 
         \Lambda_t = \sum_n c_{nt} \langle R_n \rangle
 
     with the score g of a modality at the path, the mean curvature R of a sample and numbers c of
-    samples: exact for Gaussian channels. Observations with memory (BOLD) are inverted by a regression of the path on later samples.
+    samples: exact for Gaussian channels. Observations with memory (BOLD) are inverted by a
+    regression of the path on later samples.
 
     Args:
         encoder: Changed in place.
