@@ -132,6 +132,7 @@ def bound_terms(
         if site["type"] == "sample" and name not in (TRIALS, PATH):
             shared = shared - site["fn"].log_prob(site["value"]).sum()
     entropy = path["fn"].entropy_terms()
+    entropy = entropy[0] if entropy.ndim > 2 else entropy  # the same for all draws
     entropy = entropy if weight is None else entropy * weight
     log_guide = None
     if density:
