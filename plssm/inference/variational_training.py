@@ -132,6 +132,14 @@ class PathTraining(Problem):
         if self.map is not None:
             self.map.write(self.model.dynamics)
 
+    def state(self) -> dict[str, float]:
+        """How far the noise has fallen."""
+        return {"progress": self.progress}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Takes back what `state` returned."""
+        self._hold_noise(state["progress"])
+
     def _held_model(self) -> StateSpaceModel:
         """The model as it is, without gradients; follows the parameters."""
         if self._held is None:
