@@ -76,8 +76,8 @@ def blocks(terms, b, steps):
     for t in range(steps):
         full[t, :, t] = terms.diag[b, t]
         if t + 1 < steps and terms.off is not None:
-            full[t, :, t + 1] = terms.off[b, t]
-            full[t + 1, :, t] = terms.off[b, t].T
+            off = terms.off.expand(*terms.diag[:, 1:].shape)[b, t]  # may be shared
+            full[t, :, t + 1], full[t + 1, :, t] = off, off.T
     return terms.shift[b, :steps].flatten(), full.view(steps * M, steps * M)
 
 
@@ -102,14 +102,17 @@ def test_coupling_is_the_product_of_densities(moving):
         same(path.mean[b, :steps], solution)
 
 
-def test_coupling_of_trials_of_one_step():
-    evidence, link = potentials(steps=1), chain(steps=1)
+@pytest.mark.parametrize("moving", [True, False])
+def test_coupling_of_trials_of_one_step(moving):
+    evidence, link = potentials(steps=1), chain(steps=1, moving=moving)
     terms = couple(evidence, link, torch.ones(3, dtype=torch.int64))
-    assert terms.off.shape == (3, 0, M, M)
     same(terms.diag[:, 0], evidence.precision[:, 0] + link.first_precision)
     same(terms.shift[:, 0], evidence.shift[:, 0] + link.first_shift)
     want = torch.linalg.solve(terms.diag[:, 0], terms.shift[:, 0])
     same(chain_mean(evidence, link, torch.ones(3, dtype=torch.int64))[:, 0], want)
+    path = GaussianPath(*terms)
+    same(path.mean[:, 0], want)
+    same(path.covariance()[:, 0], torch.linalg.inv(terms.diag[:, 0]))
 
 
 def test_gradients_reach_chain_and_evidence():
