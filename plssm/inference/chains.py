@@ -12,7 +12,7 @@ from plssm.dynamics.base import LatentDynamics
 from plssm.inference.encoders import Potentials
 from plssm.kernels.chain import solve_chain
 
-__all__ = ["LinearChain", "PathTerms", "chain_mean", "couple", "linearised"]
+__all__ = ["LinearChain", "PathTerms", "chain_mean", "couple", "linearised", "times"]
 
 
 class LinearChain(NamedTuple):
@@ -74,6 +74,19 @@ def couple(evidence: Potentials, chain: LinearChain, length: Tensor) -> PathTerm
     shift = shift - torch.cat([driven, zero], dim=1)
     off = -pull if pull.ndim == 4 else -pull.expand(1, 1, dim, dim)
     return PathTerms(shift, diag, off, length)
+
+
+def times(terms: PathTerms, z: Tensor) -> Tensor:
+    """The precision times a path, U z [B, T, M]; what the shift is if z is the mean."""
+    out = (terms.diag @ z[..., None])[..., 0]
+    if terms.off is None or z.shape[1] == 1:
+        return out
+    inside = torch.arange(1, z.shape[1]) < terms.length[:, None]
+    off = terms.off * inside[..., None, None]
+    ahead = (off @ z[:, 1:, :, None])[..., 0]
+    back = (off.mT @ z[:, :-1, :, None])[..., 0]
+    none = torch.zeros_like(out[:, :1])
+    return out + torch.cat([ahead, none], dim=1) + torch.cat([none, back], dim=1)
 
 
 @torch.no_grad()

@@ -181,16 +181,18 @@ class ModalityEncoder(nn.Module):
             parts.append(later)
         return torch.cat(parts, dim=-1)
 
-    def forward(self, found: StepSamples, inside: Tensor) -> Potentials:
+    def forward(self, found: StepSamples, inside: Tensor, *, alone: bool = True) -> Potentials:
         """Returns the evidence.
 
         Args:
             found: The samples by latent step.
             inside: Which steps exist, 0 or 1 [B, T, 1].
+            alone: Whether the linear part is wanted: it is all that the encoder says of the
+                samples, otherwise it corrects what else is known of them.
         """
         found = self.standardised(found)
         there = found.seen * inside
-        shift = self.regressors(found) @ self.linear.T
+        shift = self.regressors(found) @ self.linear.T if alone else torch.zeros_like(there)
         log_weight = self.log_weight
         if self.network is not None:
             known = (found.count > 0).to(found.x.dtype)
@@ -198,7 +200,7 @@ class ModalityEncoder(nn.Module):
             out = self.network(read * inside, inside)
             shift = shift + out[..., : self.dim]
             log_weight = log_weight + 5.0 * torch.tanh(out[..., self.dim :] / 5.0)
-        own = found.count.repeat_interleave(self.rank, dim=-1)
+        own = found.count.repeat_interleave(self.rank, dim=-1) * float(alone)
         count = torch.cat([own, there.expand(*own.shape[:2], self.dim)], dim=-1)
         weight = log_weight.exp() * count * inside
         spread = (self.factors[:, :, None] * self.factors[:, None, :]).flatten(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import reduce
 from typing import final
 
 import torch
@@ -10,15 +12,23 @@ from torch import Tensor, nn
 from plssm._config_capture import Configurable
 from plssm.data import Batch
 from plssm.errors import PlssmError
-from plssm.inference.chains import LinearChain, PathTerms, chain_mean, couple, linearised
+from plssm.inference.chains import (
+    LinearChain,
+    PathTerms,
+    chain_mean,
+    couple,
+    linearised,
+    times,
+)
 from plssm.inference.encoders import Encoder, Potentials
+from plssm.inference.expanded_path import expand_along, find_path
 from plssm.inference.free_evidence import FreeEvidence
 from plssm.model import StateSpaceModel
 
 __all__ = ["PathTerms", "Recognition", "cholesky_factor"]
 
 
-CHAINS = ("model", "learned", "none")
+CHAINS = ("laplace", "model", "learned", "none")
 REFINED = 2  # times the map is linearised anew around the mean of the path
 
 
@@ -30,17 +40,18 @@ class Recognition(Configurable, nn.Module):
         \prod_t \exp\Big( \sum_m r^{(m)\top}_t z_t
         - \tfrac12 z_t^\top \Lambda^{(m)}_t z_t \Big)
 
-    Three chains: "model" is the model's own, linearised along the path (an iterated Gauss-Newton
-    smoother whose evidence comes from the encoder: exact for linear-Gaussian models, and the
-    Laplace approximation where the encoder gives its expansions); "learned" is one linear chain
-    for all times and states, as published; "none" makes steps independent under one diagonal
-    Gaussian (mean field).
+    The chain is one of four. "laplace": the model's own map and observation models, expanded along
+    the path that a guarded Newton search finds; with silent networks this is the Laplace
+    approximation, which they correct as they learn. The others know the data through the encoder
+    alone. "model": the model's own map, linearised along the path that the evidence gives.
+    "learned": one linear chain for all times and states, as published. "none": steps are
+    independent under one diagonal Gaussian (mean field).
 
     Args:
         encoder: Gives the evidence of every modality, or free evidence.
         dim: Latent states M.
         inputs: Inputs K.
-        chain: "model", "learned" or "none".
+        chain: "laplace", "model", "learned" or "none".
 
     References:
         Archer et al. (2015), Black box variational inference for state space models,
@@ -80,6 +91,8 @@ class Recognition(Configurable, nn.Module):
             start: First step of each trial in its recording [B], where windows are given.
             row: Number of each trial [B], where evidence is free.
         """
+        if self.chain == "laplace" and isinstance(self.encoder, Encoder):
+            return self.expanded(model, batch, start)
         evidence = self.evidence(model, batch, row)
         if self.chain == "none":
             base = self.initial_precision()
@@ -99,6 +112,39 @@ class Recognition(Configurable, nn.Module):
         for _ in range(REFINED):
             path = chain_mean(evidence, self.model_chain(model, batch, path, start), batch.length)
         return path
+
+    def expanded(self, model: StateSpaceModel, batch: Batch, start: Tensor | None) -> PathTerms:
+        """The Laplace approximation of the model around its path, corrected by the networks.
+
+        The expansions are held: gradients reach the networks, and what they say of modalities
+        with a memory, which are not expanded.
+        """
+        encoder = self.encoder
+        inside = batch.time_mask[..., None].to(self.initial_mean.dtype)
+        found = encoder.samples(model, batch)
+        tied = [n for n in found if not model.observations[n].memory(batch.dt)]
+        first = [n for n in tied if model.observations[n].quadratic] or tied
+        whole = {n: encoder.modalities[n](x, inside) for n, x in found.items() if n not in tied}
+        rest = total(whole, batch, self.initial_mean)
+        begin = {n: encoder.modalities[n](found[n], inside) for n in first}
+        evidence = total({**begin, **whole}, batch, self.initial_mean)
+        path = self.point(model, batch, evidence, start)
+        held = Potentials(rest.shift.detach(), rest.precision.detach())
+
+        def chain(z: Tensor) -> LinearChain:
+            return self.model_chain(model, batch, z, start)
+
+        path = find_path(model, batch, path, held, tied, chain, start)
+        with torch.no_grad():
+            around = Potentials(*map(torch.add, expand_along(model, batch, path, tied), held))
+            fixed = couple(around, chain(path), batch.length)
+            shift = times(fixed, path)
+        diag, shift = fixed.diag + rest.precision - held.precision, shift + rest.shift - held.shift
+        for name in tied:
+            extra, precision = encoder.modalities[name](found[name], inside, alone=False)
+            shift = shift + extra + (precision @ path[..., None])[..., 0]
+            diag = diag + precision
+        return PathTerms(shift, diag, fixed.off, fixed.length)
 
     def learned_chain(self, batch: Batch, start: Tensor | None) -> LinearChain:
         """The linear chain for all times."""
@@ -130,14 +176,7 @@ class Recognition(Configurable, nn.Module):
         if isinstance(self.encoder, FreeEvidence):
             shift, precision = self.encoder.potentials(row)
             return Potentials(shift[:, : batch.steps], precision[:, : batch.steps])
-        found = list(self.encoder(model, batch).values())
-        if not found:
-            like = torch.zeros(len(batch), batch.steps, 1).to(self.initial_mean)
-            return Potentials.none(like, self.dim)
-        shift, precision = found[0]
-        for other in found[1:]:
-            shift, precision = shift + other.shift, precision + other.precision
-        return Potentials(shift, precision)
+        return total(self.encoder(model, batch), batch, self.initial_mean)
 
     def initial_precision(self) -> Tensor:
         """Precision of a first state [M, M]; of every state where they are independent."""
@@ -159,3 +198,13 @@ class Recognition(Configurable, nn.Module):
 def cholesky_factor(raw: Tensor) -> Tensor:
     """A lower triangular matrix with a positive diagonal, from any square one."""
     return raw.tril(-1) + torch.diag(raw.diagonal().exp())
+
+
+def total(found: Mapping[str, Potentials], batch: Batch, like: Tensor) -> Potentials:
+    """The sum of the evidence of several modalities, or of none."""
+    none = torch.zeros(len(batch), batch.steps, 1).to(like)
+    return reduce(
+        lambda a, b: Potentials(a.shift + b.shift, a.precision + b.precision),
+        found.values(),
+        Potentials.none(none, len(like)),
+    )

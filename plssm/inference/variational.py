@@ -37,7 +37,7 @@ from plssm.posterior import Posterior
 
 __all__ = ["VariationalInference"]
 
-CHAIN_OF = {"model": "model", "chain": "learned", "mean-field": "none"}
+CHAIN_OF = {"laplace": "laplace", "model": "model", "chain": "learned", "mean-field": "none"}
 
 
 @dataclass
@@ -58,9 +58,10 @@ class VariationalInference(Engine):
         encoder: Networks of the modalities: "conv" (temporal convolutions), "gru", "mlp" (every
             step by itself), "none" (linear in the data), or "free": no network but free numbers
             for every step of every trial, for small data (whole trials; new trials are fitted).
-        guide: What couples the steps: "model", the model's own map, linearised along the path;
-            "chain", one learned linear chain (as published); "mean-field", nothing (its bands are
-            too narrow).
+        guide: "laplace": the model's map and observation models, expanded along the path; the
+            networks correct the Laplace approximation. The others leave the data to the encoder:
+            "model" has the model's map linearised along the path, "chain" one learned linear
+            chain (as published), "mean-field" independent steps (its bands are too narrow).
         hidden: Width of the networks.
         bound: "elbo" or "importance" (importance-weighted by ``samples`` draws).
         samples: Draws of each path.
@@ -94,7 +95,7 @@ class VariationalInference(Engine):
 
     steps: int = 3000
     encoder: str = "conv"
-    guide: str = "model"
+    guide: str = "laplace"
     hidden: int = 32
     bound: str = "elbo"
     samples: int = 1

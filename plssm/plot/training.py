@@ -39,8 +39,8 @@ def training(
     are crosses at the top.
 
     Args:
-        history: DataFrame with columns `step` and `score`, and optionally `loss`, `elbo`, `d_stsp`,
-            `d_h`, `restart` and `selected`; one row per check.
+        history: DataFrame with columns `step` and `score`, and optionally `loss`, `elbo`,
+            `d_stsp`, `d_h`, `restart` and `selected`; one row per check.
         title: Title.
         ax: Axes to draw in, one per column that is drawn; default a new figure.
 

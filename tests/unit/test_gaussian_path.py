@@ -548,3 +548,18 @@ def test_shared_blocks_equal_expanded_ones(shared, coupled, steps):
         results.append(found + gradients(total, 1.0, inputs))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_of_covariances_do_not_depend_on_how_the_cotangent_lies_in_memory():
+    """A transposed cotangent is not contiguous; the result must still be written where it goes."""
+    generator = torch.Generator().manual_seed(0)
+    shift = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
+    diag = 3 * torch.eye(2, dtype=torch.float64).expand(3, 6, 2, 2)
+    off = 0.3 * torch.randn(3, 5, 2, 2, generator=generator, dtype=torch.float64)
+    off.requires_grad_()
+    weight = torch.randn(3, 5, 2, 2, generator=generator, dtype=torch.float64)
+    path = GaussianPath(shift, diag, off)
+    straight = torch.autograd.grad((path.cross_covariance() * weight.mT.contiguous()).sum(), off)
+    path = GaussianPath(shift, diag, off)
+    turned = torch.autograd.grad((path.cross_covariance().mT * weight).sum(), off)
+    torch.testing.assert_close(turned, straight)
