@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -68,6 +69,17 @@ class StateSpaceModel(nn.Module):
     def dim(self) -> int:
         """Number of latent dimensions M."""
         return self.dynamics.dim
+
+    def only(self, *names: str) -> StateSpaceModel:
+        """The same parts with some modalities only; parameters are shared.
+
+        Args:
+            *names: The modalities.
+        """
+        part = copy.copy(self)
+        part._modules = dict(self._modules)
+        part._modules["observations"] = nn.ModuleDict({n: self.observations[n] for n in names})
+        return part
 
     def check(self, data: Dataset) -> None:
         """Refuse data that this model cannot describe, before any work starts.

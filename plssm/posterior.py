@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +18,7 @@ from plssm.linalg.banded import BandedFactor
 from plssm.linalg.block_tridiagonal import ChainFactor
 
 __all__ = [
+    "ChainMixture",
     "EvidenceKind",
     "FilteredMarginals",
     "GaussianChain",
@@ -204,6 +206,70 @@ def _markov_lags(covariance: np.ndarray, cross: np.ndarray, w: int) -> np.ndarra
         last = steps - lag
         out[:, :last, lag] = gain[:, :last] @ out[:, 1 : last + 1, lag - 1]
     return out
+
+
+class ChainMixture(Posterior):
+    r"""Mixture of Gaussian paths, one for each modality that a mixture of experts has data of.
+
+    .. math:: q(Z) = \sum_e w_e\, \mathcal N(Z;\, m_e, U_e^{-1}), \qquad
+        \mathrm{Cov} = \sum_e w_e \big( P_e + (m_e - \bar m)(m_e - \bar m)^\top \big)
+
+    Bands (:meth:`interval`) are those of a Gaussian with the moments of the mixture.
+
+    Args:
+        components: Gaussian paths of the same trials.
+        weight: Their weights in every trial ``[B, E]``; rows add up to one.
+        log_evidence: Log evidence of each trial ``[B]``.
+        evidence_kind: What ``log_evidence`` is.
+    """
+
+    def __init__(
+        self,
+        components: Sequence[GaussianChain],
+        weight: np.ndarray,
+        *,
+        log_evidence: np.ndarray,
+        evidence_kind: EvidenceKind,
+    ) -> None:
+        self.components, self.weight = tuple(components), _tensor(weight)
+        self.length = components[0].length
+        self.status = components[0].status
+        self.log_evidence = _tensor(log_evidence)
+        self.evidence_kind = evidence_kind
+        self.mean = self._average([c.mean for c in self.components])
+
+    def _average(self, values: Sequence[Tensor]) -> Tensor:
+        """Weighted mean of what the components have, [B, ...]."""
+        total = torch.zeros_like(values[0])
+        for weight, value in zip(self.weight.T, values, strict=True):
+            total = total + weight.reshape(-1, *[1] * (value.ndim - 1)) * value
+        return total
+
+    def covariance(self) -> Tensor:
+        """Covariance of each latent state, ``[B, T, M, M]``; NaN beyond a trial's end."""
+        apart = [c.mean - self.mean for c in self.components]
+        between = [a[..., :, None] * a[..., None, :] for a in apart]
+        within = [c.covariance() for c in self.components]
+        return self._average([p + b for p, b in zip(within, between, strict=True)])
+
+    def cross_covariance(self) -> Tensor:
+        r"""Covariance of neighbours :math:`\mathrm{Cov}(z_t, z_{t+1})`, ``[B, T-1, M, M]``."""
+        apart = [c.mean - self.mean for c in self.components]
+        between = [a[:, :-1, :, None] * a[:, 1:, None, :] for a in apart]
+        within = [c.cross_covariance() for c in self.components]
+        return self._average([p + b for p, b in zip(within, between, strict=True)])
+
+    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+        """Draw ``n`` exact latent paths, ``[n, B, T, M]``; NaN beyond a trial's end."""
+        rng = np.random.default_rng(seed)
+        place = torch.from_numpy(rng.random((n, len(self.length), 1)))
+        last = len(self.components) - 1
+        which = (place > self.weight.cumsum(1)).sum(-1).clamp_max(last)[..., None, None]
+        out = torch.empty((n, *self.mean.shape), dtype=torch.float64)
+        for e, component in enumerate(self.components):
+            drawn = component.sample(n, seed=int(rng.integers(2**62)))
+            out = torch.where(which == e, drawn, out)
+        return out
 
 
 @dataclass(repr=False)

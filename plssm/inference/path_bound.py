@@ -14,6 +14,7 @@ from torch import Tensor
 
 from plssm.data import Batch
 from plssm.inference.path_distribution import GaussianPath
+from plssm.inference.path_mixture import PathMixture
 from plssm.inference.pyro_bridge import PATH, TRIALS
 from plssm.inference.recognition import Recognition
 from plssm.model import StateSpaceModel
@@ -29,7 +30,8 @@ class PathGuide:
     Args:
         recognition: The recognition model.
         model: Its observation models say what is read of the samples.
-        samples: Draws of every path; more than one stand in front of the trials.
+        samples: Draws of every path; more than one stand in front of the trials. Of a mixture
+            every component is drawn as often.
         generator: Source of randomness; Pyro's where absent.
 
     Example:
@@ -69,10 +71,15 @@ class PathGuide:
             start: First step of each trial in its recording [B], where windows are given.
             row: Number of each trial in the training data [B], for free variational parameters.
         """
-        terms = self.recognition(self.model, batch, start, row)
-        path = GaussianPath(*terms, generator=self.generator)
-        if self.samples > 1:
-            path = path.expand(torch.Size((self.samples, len(batch))))
+        if self.recognition.experts == "mixture":
+            parts, weights = self.recognition.mixture(self.model, batch, start)
+            each = [GaussianPath(*terms, generator=self.generator) for terms in parts.values()]
+            path = PathMixture(each, weights, count=self.samples)
+        else:
+            terms = self.recognition(self.model, batch, start, row)
+            path = GaussianPath(*terms, generator=self.generator)
+            if self.samples > 1:
+                path = path.expand(torch.Size((self.samples, len(batch))))
         with pyro.plate(TRIALS, len(batch), dim=-1), poutine.scale(scale=scale):
             return pyro.sample(PATH, path)
 
@@ -83,16 +90,18 @@ class BoundTerms(NamedTuple):
     Attributes:
         data: Log-density of the observations.
         prior: Log-density of the path.
-        entropy: Closed-form entropy of the guide's path [B].
+        entropy: Closed-form entropy of the guide's path [B]; None of a mixture.
         log_guide: Log-density of the path under the guide; None where it was not asked for.
         shared: Prior less guide of sites outside the trials (parameters), a number.
+        share: What each draw of a mixture counts [S, B]; None of a single Gaussian.
     """
 
     data: Tensor
     prior: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
     log_guide: Tensor | None
     shared: Tensor | float
+    share: Tensor | None = None
 
 
 def bound_terms(
@@ -107,7 +116,7 @@ def bound_terms(
 
     Args:
         model: A Pyro model with a path site.
-        guide: A guide whose path is a GaussianPath.
+        guide: A guide whose path is a GaussianPath or a PathMixture.
         *args: What both are called with.
         density: Whether the guide's log-density is wanted as well.
         weight: Weight of each latent step [B, T], handed to both.
@@ -131,6 +140,9 @@ def bound_terms(
     for name, site in guided.nodes.items():
         if site["type"] == "sample" and name not in (TRIALS, PATH):
             shared = shared - site["fn"].log_prob(site["value"]).sum()
+    if isinstance(path["fn"], PathMixture):
+        log_guide = path["fn"].log_prob(path["value"])
+        return BoundTerms(data, prior, None, log_guide, shared, path["fn"].share)
     entropy = path["fn"].entropy_terms()
     entropy = entropy[0] if entropy.ndim > 2 else entropy  # the same for all draws
     entropy = entropy if weight is None else entropy * weight
@@ -146,7 +158,9 @@ class PathBound(Trace_ELBO):
     .. math:: E_q[\log p(Y \mid Z)] + \beta\, (E_q[\log p(Z)] + H[q]), \qquad
         \text{or} \quad E \log \frac1S \sum_s \frac{p(Y, Z_s)}{q(Z_s)}
 
-    It can be handed to ``pyro.infer.SVI`` with any guide whose path is a GaussianPath.
+    A mixture has no entropy in closed form: its densities take that place, and draws count by
+    the weights of their components. The bound can be handed to ``pyro.infer.SVI`` with any guide
+    whose path is a GaussianPath or a PathMixture.
 
     Args:
         kind: "elbo" or "importance" (importance-weighted, from the guide's S draws).
@@ -176,6 +190,11 @@ class PathBound(Trace_ELBO):
         return self._each(bound_terms(model, guide, *args, density=weighted, **options), beta)
 
     def _each(self, terms: BoundTerms, beta: float) -> Tensor:
+        if terms.share is not None:
+            logs = terms.data + beta * (terms.prior - terms.log_guide)
+            if self.kind == "importance":
+                return torch.logsumexp(logs + terms.share.log(), 0)
+            return (torch.where(terms.share > 0, logs, 0.0) * terms.share).sum(0)
         if terms.log_guide is None:
             each = terms.data + beta * terms.prior
             each = each.mean(0) if each.ndim > 1 else each

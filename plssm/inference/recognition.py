@@ -25,10 +25,11 @@ from plssm.inference.expanded_path import expand_along, find_path
 from plssm.inference.free_evidence import FreeEvidence
 from plssm.model import StateSpaceModel
 
-__all__ = ["PathTerms", "Recognition", "cholesky_factor"]
+__all__ = ["EXPERTS", "PathTerms", "Recognition", "cholesky_factor"]
 
 
 CHAINS = ("laplace", "model", "learned", "none")
+EXPERTS = ("product", "mixture")
 REFINED = 2  # times the map is linearised anew around the mean of the path
 
 
@@ -52,20 +53,26 @@ class Recognition(Configurable, nn.Module):
         dim: Latent states M.
         inputs: Inputs K.
         chain: "laplace", "model", "learned" or "none".
+        experts: "product" (the evidence of all modalities adds, one path) or "mixture" (a path
+            for every modality by itself, see :meth:`mixture`).
 
     References:
         Archer et al. (2015), Black box variational inference for state space models,
         arXiv:1511.07367; Kramer et al. (2022), Reconstructing nonlinear dynamical systems from
-        multi-modal time series, ICML, arXiv:2111.02922.
+        multi-modal time series, ICML, arXiv:2111.02922; Shi et al. (2019), Variational
+        mixture-of-experts autoencoders, NeurIPS, arXiv:1911.03393.
     """
 
     def __init__(
-        self, encoder: Encoder | FreeEvidence, dim: int, *, inputs: int = 0, chain: str = "model"
-    ) -> None:
+        self, encoder: Encoder | FreeEvidence, dim: int, *, inputs: int = 0, chain: str = "model",
+        experts: str = "product",
+    ) -> None:  # fmt: skip
         super().__init__()
         if chain not in CHAINS:
             raise PlssmError(f"Recognition: chain is {chain!r}, wanted one of {CHAINS}.")
-        self.encoder, self.dim, self.chain = encoder, dim, chain
+        if experts not in EXPERTS:
+            raise PlssmError(f"Recognition: experts is {experts!r}, wanted one of {EXPERTS}.")
+        self.encoder, self.dim, self.chain, self.experts = encoder, dim, chain, experts
         kind = {"dtype": torch.float64}
         self.initial_mean = nn.Parameter(torch.zeros(dim, **kind))
         self.initial_factor = nn.Parameter(torch.zeros(dim, dim, **kind))
@@ -83,7 +90,7 @@ class Recognition(Configurable, nn.Module):
         start: Tensor | None = None,
         row: Tensor | None = None,
     ) -> PathTerms:
-        """Returns the Gaussian path of every trial.
+        """Returns the Gaussian path of every trial, the product of all evidence.
 
         Args:
             model: Its observation models say what is read of the samples.
@@ -93,7 +100,35 @@ class Recognition(Configurable, nn.Module):
         """
         if self.chain == "laplace" and isinstance(self.encoder, Encoder):
             return self.expanded(model, batch, start)
-        evidence = self.evidence(model, batch, row)
+        return self._path(model, batch, self.evidence(model, batch, row), start)
+
+    def mixture(
+        self, model: StateSpaceModel, batch: Batch, start: Tensor | None = None
+    ) -> tuple[dict[str, PathTerms], Tensor]:
+        """Returns a Gaussian path for each modality by itself, and their weights [B, E].
+
+        Modalities with data in a trial weigh the same there, others nothing; where there are no
+        data at all, every path is the chain's.
+
+        Args:
+            model: As of :meth:`forward`.
+            batch: The trials.
+            start: As of :meth:`forward`.
+        """
+        found = self.encoder.samples(model, batch)
+        if not found:
+            nothing = self._path(model, batch, self.evidence(model, batch), start)
+            return {"": nothing}, torch.ones(len(batch), 1).to(self.initial_mean)
+        there = [batch.modalities[name].mask.flatten(1).any(1) for name in found]
+        weight = torch.stack(there, dim=1).to(self.initial_mean)
+        weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, 1.0)
+        paths = {name: self.forward(model.only(name), batch, start) for name in found}
+        return paths, weight / weight.sum(1, keepdim=True)
+
+    def _path(
+        self, model: StateSpaceModel, batch: Batch, evidence: Potentials, start: Tensor | None
+    ) -> PathTerms:
+        """Evidence and chain together."""
         if self.chain == "none":
             base = self.initial_precision()
             shift = evidence.shift + base @ self.initial_mean

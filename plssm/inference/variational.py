@@ -22,9 +22,10 @@ from plssm.inference.checkpoint import identity
 from plssm.inference.encoder_networks import NETWORKS
 from plssm.inference.encoders import Encoder
 from plssm.inference.free_evidence import FreeEvidence
+from plssm.inference.mixture_posterior import mixture_posterior
 from plssm.inference.modality_weights import temper
 from plssm.inference.path_bound import BOUNDS
-from plssm.inference.recognition import Recognition
+from plssm.inference.recognition import EXPERTS, Recognition
 from plssm.inference.recognition_start import start_recognition
 from plssm.inference.smoothers import smooth
 from plssm.inference.trainer import Trainer, Training
@@ -62,6 +63,9 @@ class VariationalInference(Engine):
             networks correct the Laplace approximation. The others leave the data to the encoder:
             "model" has the model's map linearised along the path, "chain" one learned linear
             chain (as published), "mean-field" independent steps (its bands are too narrow).
+        experts: How modalities come together: "product" adds their evidence, so that one path
+            has all of it; "mixture" has a path for every modality by itself, with equal weights
+            (Shi et al. 2019), each with its own evidence only. Then trials are never cut.
         hidden: Width of the networks.
         bound: "elbo" or "importance" (importance-weighted by ``samples`` draws).
         samples: Draws of each path.
@@ -90,12 +94,14 @@ class VariationalInference(Engine):
     References:
         Kramer et al. (2022), Reconstructing nonlinear dynamical systems from multi-modal time
         series, ICML, arXiv:2111.02922; Archer et al. (2015), Black box variational inference for
-        state space models, arXiv:1511.07367.
+        state space models, arXiv:1511.07367; Shi et al. (2019), Variational mixture-of-experts
+        autoencoders for multi-modal deep generative models, NeurIPS, arXiv:1911.03393.
     """
 
     steps: int = 3000
     encoder: str = "conv"
     guide: str = "laplace"
+    experts: str = "product"
     hidden: int = 32
     bound: str = "elbo"
     samples: int = 1
@@ -131,6 +137,7 @@ class VariationalInference(Engine):
         choices = {
             "encoder": (*NETWORKS, "free"), "guide": tuple(CHAIN_OF), "bound": BOUNDS,
             "start": ("auto", "data", "model"), "dtype": ("float32", "float64"),
+            "experts": EXPERTS,
         }  # fmt: skip
         for name, wanted in choices.items():
             if getattr(self, name) not in wanted:
@@ -148,6 +155,11 @@ class VariationalInference(Engine):
                 raise PlssmError(
                     f"VariationalInference: {name} is {getattr(self, name)}, wanted 0 <= it < 1."
                 )
+        if self.experts == "mixture" and self.encoder == "free":
+            raise PlssmError(
+                "VariationalInference: free evidence belongs to no modality, so there is nothing "
+                "to mix; choose another encoder, or experts='product'."
+            )
         if self.checkpoint and self.restarts > 1:
             raise PlssmError("VariationalInference: a checkpoint serves one restart.")
 
@@ -186,7 +198,9 @@ class VariationalInference(Engine):
         if recognition is None or isinstance(recognition.encoder, FreeEvidence):
             recognition = self._fitted_guide(work, data, recognition)
         recognition = recognition.to(torch.float64)
-        return variational_posterior(
+        mixed = recognition.experts == "mixture"
+        posterior = mixture_posterior if mixed else variational_posterior
+        return posterior(
             work, data.batch(), recognition, draws=self.draws, seed=self.seed, bound=self.bound
         )
 
@@ -211,7 +225,9 @@ class VariationalInference(Engine):
             options = {"network": self.encoder, "hidden": self.hidden, "seed": self.seed}
             encoder = Encoder.for_model(model, batch, **options)
         chain = CHAIN_OF[self.guide]
-        recognition = Recognition(encoder, model.dim, inputs=data.n_inputs, chain=chain)
+        recognition = Recognition(
+            encoder, model.dim, inputs=data.n_inputs, chain=chain, experts=self.experts
+        )
         start_recognition(recognition, model, batch, path)
         return recognition
 

@@ -10,6 +10,7 @@ import torch
 
 from plssm.data import Batch
 from plssm.errors import CapabilityError
+from plssm.inference.chains import PathTerms
 from plssm.inference.closed_bound import expected_log_joint, is_closed
 from plssm.inference.modality_weights import is_tempered
 from plssm.inference.recognition import Recognition
@@ -17,7 +18,7 @@ from plssm.linalg.block_tridiagonal import ChainFactor, factor
 from plssm.model import StateSpaceModel
 from plssm.posterior import GaussianChain
 
-__all__ = ["variational_posterior"]
+__all__ = ["factored", "log_joint", "path_noise", "variational_posterior"]
 
 LOG_2PI = math.log(2.0 * math.pi)
 AT_ONCE = 20_000_000  # numbers of the paths that are drawn at a time
@@ -49,20 +50,8 @@ def variational_posterior(
     Raises:
         CapabilityError: If the precision is not positive definite.
     """
-    terms = recognition(model, batch)
-    shift, diag = terms.shift.numpy(), terms.diag.numpy()
-    trials, steps, dim = shift.shape
-    off = np.zeros((trials, steps - 1, dim, dim))
-    if terms.off is not None:
-        off += terms.off.numpy()
-    chain = factor(diag, off, batch.length.numpy())
-    if chain.status.any():
-        failed = batch.trial[int(chain.status.nonzero()[0][0])]
-        raise CapabilityError(
-            f"the guide's precision is not positive definite for trial {failed!r}: "
-            "its parameters have extreme values; fit again with a smaller learning rate."
-        )
-    mean, length = chain.solve(shift), batch.length.numpy()
+    mean, chain = factored(batch, recognition(model, batch))
+    length, (trials, _, dim) = batch.length.numpy(), mean.shape
     entropy = 0.5 * length * dim * (1 + LOG_2PI) - 0.5 * chain.logdet
     if bound == "elbo" and is_closed(model, batch.dt):
         moments = (torch.from_numpy(x) for x in (mean, *chain.covariances()))
@@ -81,26 +70,69 @@ def variational_posterior(
     )  # fmt: skip
 
 
+def factored(batch: Batch, terms: PathTerms) -> tuple[np.ndarray, ChainFactor]:
+    """Mean [B, T, M] of Gaussian paths, and their factorised precision.
+
+    Args:
+        batch: The trials.
+        terms: The paths, float64.
+
+    Raises:
+        CapabilityError: If a precision is not positive definite.
+    """
+    trials, steps, dim = terms.shift.shape
+    off = np.zeros((trials, steps - 1, dim, dim))
+    if terms.off is not None:
+        off += terms.off.numpy()
+    chain = factor(terms.diag.numpy(), off, batch.length.numpy())
+    if chain.status.any():
+        failed = batch.trial[int(chain.status.nonzero()[0][0])]
+        raise CapabilityError(
+            f"the guide's precision is not positive definite for trial {failed!r}: "
+            "its parameters have extreme values; fit again with a smaller learning rate."
+        )
+    return chain.solve(terms.shift.numpy()), chain
+
+
 def _log_ratios(
     model: StateSpaceModel, batch: Batch, mean: np.ndarray, chain: ChainFactor, *, draws: int,
     seed: int, entropy: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Log joint density of draws plus entropy, and less their own log-density, each [S, B]."""
-    noise = np.zeros((draws, *mean.shape))
-    for b, (name, steps) in enumerate(zip(batch.trial, chain.length, strict=True)):
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        noise[:, b, :steps] = rng.standard_normal((draws, steps, mean.shape[2]))
+    noise = path_noise(batch, draws, mean.shape[2], seed)
     joint = []
     for part in np.array_split(noise, max(noise.size // AT_ONCE, 1)):
         z = torch.from_numpy(mean + chain.sample(part))
-        joint.append(_log_joint(model, batch, z).numpy())
+        joint.append(log_joint(model, batch, z).numpy())
     joint = np.concatenate(joint)
     free = entropy - 0.5 * chain.length * mean.shape[2]
     return joint + entropy, joint + free + 0.5 * np.square(noise).sum((-2, -1))
 
 
-def _log_joint(model: StateSpaceModel, batch: Batch, z: torch.Tensor) -> torch.Tensor:
-    """Log joint density with tempered likelihoods, [S, B]."""
+def path_noise(batch: Batch, draws: int, dim: int, *seeds: int) -> np.ndarray:
+    """Standard normal numbers [S, B, T, M] that depend on seeds and the trials' names only.
+
+    Args:
+        batch: The trials.
+        draws: Number of draws S.
+        dim: Latent states M.
+        *seeds: Seeds.
+    """
+    noise = np.zeros((draws, len(batch), batch.steps, dim))
+    for b, (name, steps) in enumerate(zip(batch.trial, batch.length.tolist(), strict=True)):
+        rng = np.random.default_rng([*seeds, zlib.crc32(name.encode())])
+        noise[:, b, :steps] = rng.standard_normal((draws, steps, dim))
+    return noise
+
+
+def log_joint(model: StateSpaceModel, batch: Batch, z: torch.Tensor) -> torch.Tensor:
+    """Log joint density of paths [S, B, T, M] with tempered likelihoods, [S, B].
+
+    Args:
+        model: The model.
+        batch: The trials.
+        z: The paths; 0 beyond a trial's end.
+    """
     total = model.dynamics.log_prob(z, batch.inputs, batch.length)
     for name, observation in model.observations.items():
         value = observation.log_prob(batch.modalities[name], z)

@@ -58,7 +58,8 @@ class PathTraining(Problem):
         self.windows = BatchWindows(batch, steps=steps, context=context)
         self.count = engine.batch_size or max(STEPS // min(steps, batch.steps), 1)
         self.total = int(batch.length.sum())
-        self.closed = engine.bound == "elbo" and is_closed(model, batch.dt)
+        single = recognition.experts == "product"
+        self.closed = engine.bound == "elbo" and single and is_closed(model, batch.dt)
         self._fixed = self._fixed_windows(check, steps, context, check is batch)
         self._held: StateSpaceModel | None = None
         self.progress = 0.0
@@ -195,7 +196,8 @@ def window_steps(
 ) -> tuple[int, int]:
     """Inner steps and context of a window; whole trials where they are not much longer."""
     network = getattr(recognition.encoder, "reach", None)
-    if network is None or engine.bound == "importance" or batch.steps <= 1.5 * engine.window:
+    whole = engine.bound == "importance" or recognition.experts == "mixture"
+    if network is None or whole or batch.steps <= 1.5 * engine.window:
         return batch.steps, 0
     memory = max(o.memory(batch.dt) for o in model.observations.values())
     return engine.window, max(network, memory) + EXTRA

@@ -60,6 +60,22 @@ class TestFree(Variational):
         )
 
 
+class TestExperts(Variational):
+    """A path for every modality by itself."""
+
+    def create(self):
+        return VariationalInference(
+            steps=20, encoder="none", experts="mixture", bound="importance", samples=4, checks=2,
+            dtype="float64",
+        )  # fmt: skip
+
+    def model(self):
+        return ps.StateSpaceModel(
+            ps.dynamics.PLRNN(2),
+            {"x": ps.observations.Gaussian(3), "u": ps.observations.Gaussian(2)},
+        )
+
+
 class TestShallow(Variational):
     """A map without a closed-form M-step, in windows."""
 
