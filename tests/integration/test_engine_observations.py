@@ -1,7 +1,5 @@
 """LaplaceEM with every observation model, alone and in pairs: masks, ragged trials, clocks."""
 
-from itertools import combinations
-
 import numpy as np
 import pytest
 import torch
@@ -9,57 +7,16 @@ import torch
 import plssm as ps
 from plssm import observations as o
 
-SHORT = {"length_seconds": 6.0}
-MAKERS = {
-    "gaussian": lambda: o.Gaussian(3),
-    "poisson": lambda: o.Poisson(3),
-    "softplus": lambda: o.Poisson(3, link="softplus"),
-    "negative_binomial": lambda: o.NegativeBinomial(3),
-    "zero_inflated": lambda: o.ZeroInflatedPoisson(3),
-    "categorical": lambda: o.Categorical(3),
-    "bernoulli": lambda: o.Bernoulli(3),
-    "ordinal": lambda: o.Ordinal(2, 3),
-    "bold": lambda: o.BOLD(3, tr_seconds=2.0, hrf=o.DoubleGamma(**SHORT)),
-}
-LENGTHS = (24, 17, 20)
 
-
-def data_for(names, seed=0):
-    """Ragged trials of random data, a quarter missing, one modality absent in the last trial."""
-    truth = ps.StateSpaceModel(
-        ps.dynamics.PLRNN.from_parameters([0.9, 0.8], [[0.0, 0.4], [-0.4, 0.0]], h=[0.1, 0.0]),
-        {n: MAKERS[n]() for n in names},
-    )
-    rng = np.random.default_rng(seed)
-    full = truth.simulate(max(LENGTHS), trials=3, dt=1.0, seed=seed)
-    values, times = {}, {}
-    for name in names:
-        rows = []
-        for trial, length in zip(full.trials, LENGTHS):
-            inside = trial.seconds(name, 1.0) < length
-            x = trial.values[name][inside].copy()
-            x[rng.random(x.shape) < 0.25] = np.nan
-            rows.append(x)
-            if trial.clock[name] is not None:
-                times.setdefault(name, []).append(trial.seconds(name, 1.0)[inside])
-        values[name] = rows
-    if len(names) > 1:
-        values[names[0]][2][:] = np.nan
-    return ps.Dataset.from_arrays(
-        values, 1.0, kinds=full.kinds, times=times or None, check_channels=False
-    )
-
-
-def fitted(names, *, seed=0, iterations=2):
-    model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {n: MAKERS[n]() for n in names})
-    data = data_for(names, seed)
+def fitted(small, names, *, seed=0, iterations=2):
+    model, data = small.model(names), small.data(names, seed)
     stages = (ps.inference.laplace_em.Stage("em", iterations),)
     return ps.inference.LaplaceEM(seed=seed, stages=stages).fit(model, data, progress=False), data
 
 
-@pytest.mark.parametrize("name", list(MAKERS))
-def test_alone(name, tmp_path):
-    fit, data = fitted([name], iterations=4)
+def test_alone(small, observed_by, tmp_path):
+    name = observed_by
+    fit, data = fitted(small, [name], iterations=4)
     evidence = fit.history["evidence"].to_numpy()
     assert np.isfinite(evidence).all()
     assert (np.diff(evidence) >= -1e-6 * np.abs(evidence[1:])).all()
@@ -77,29 +34,27 @@ def test_alone(name, tmp_path):
     torch.testing.assert_close(again.mean, post.mean, rtol=0, atol=1e-9, equal_nan=True)
 
 
-@pytest.mark.parametrize("names", list(combinations(MAKERS, 2)), ids="+".join)
-def test_in_pairs(names):
-    fit, data = fitted(list(names))
+def test_in_pairs(small, observed_by_two):
+    fit, data = fitted(small, list(observed_by_two))
     evidence = fit.history["evidence"].to_numpy()
     assert np.isfinite(evidence).all() and len(evidence) >= 2
     assert evidence[-1] >= evidence[0] - 1e-6 * abs(evidence[0])
-    one, two = names
+    one, two = observed_by_two
     guess = fit.predict(data, one, given=[two], samples=8)
     seen = np.isfinite(data.values(one)[..., 0])
     assert bool(torch.isfinite(guess.mean.reshape(*guess.mean.shape[:2], -1)[seen]).all())
 
 
-def test_everything_at_once_with_gaps_of_whole_trials():
+def test_everything_at_once_with_gaps_of_whole_trials(small):
     names = ["gaussian", "poisson", "categorical", "ordinal", "bold"]
-    fit, data = fitted(names)
+    fit, data = fitted(small, names)
     assert np.isfinite(fit.history["evidence"]).all()
     table = fit.score(data, given=["poisson"])
     assert set(table.index) == set(names) - {"poisson"}
 
 
-@pytest.mark.parametrize("name", list(MAKERS))
-def test_a_trial_alone_is_what_it_is_among_others(name):
-    fit, data = fitted([name])
+def test_a_trial_alone_is_what_it_is_among_others(small, observed_by):
+    fit, data = fitted(small, [observed_by])
     whole = fit.posterior(data)
     for b in (1, 2):
         alone = fit.posterior(data.select(trials=[b]))
