@@ -21,6 +21,7 @@ from plssm.inference.recognition_start import refresh_chain
 from plssm.inference.trainer import Problem
 from plssm.inference.whitened_map import WhitenedMap
 from plssm.model import StateSpaceModel
+from plssm.observations.base import ObservationModel
 
 if TYPE_CHECKING:
     from plssm.inference.variational import VariationalInference
@@ -199,5 +200,11 @@ def window_steps(
     whole = engine.bound == "importance" or recognition.experts == "mixture"
     if network is None or whole or batch.steps <= 1.5 * engine.window:
         return batch.steps, 0
-    memory = max(o.memory(batch.dt) for o in model.observations.values())
-    return engine.window, max(network, memory) + EXTRA
+    past = max(_past(o, batch.dt) for o in model.observations.values())
+    return engine.window, max(network, past) + EXTRA
+
+
+def _past(observation: ObservationModel, dt: float) -> int:
+    """Earlier steps that a sample depends on, by its states or by its own history."""
+    history = getattr(observation, "history", None)
+    return max(observation.memory(dt), 0 if history is None else history.lags(dt))

@@ -86,7 +86,10 @@ def data_of(spec, lengths=LENGTHS, seed=0):
 def started(spec, data, *, chain="model", network="none", noise=0.0):
     batch = data.batch()
     made = Recognition(
-        Encoder.for_model(spec, batch, network=network, hidden=4), 2, inputs=1, chain=chain
+        Encoder.for_model(spec, batch, network=network, hidden=4),
+        2,
+        inputs=data.n_inputs,
+        chain=chain,
     )
     start_recognition(made, spec, batch, rough_path(spec, data))
     with torch.no_grad():
@@ -404,3 +407,23 @@ def test_windows_of_training_are_unbiased():
     window = windows.cut(torch.tensor(rows), torch.tensor(inner))
     total = work.values(spec, window, 1, generator()).sum() * windows.scale(len(rows))
     same(total, closed(spec, data.batch(), work.recognition).sum())
+
+
+def test_windows_reach_as_far_back_as_spike_histories():
+    """Counts of inner steps have the same density in a window as in the whole trial."""
+    basis = o.RaisedCosine(functions=2, longest_seconds=40.0)
+    spec = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"n": o.Poisson(3, history=basis)})
+    with torch.no_grad():
+        spec.observations["n"].history_weight = -0.3 * np.ones((3, 2))
+    data = spec.simulate(120, trials=1, seed=0)
+    engine = VariationalInference(encoder="none", window=10, dtype="float64")
+    work = problem(engine, spec, data)
+    window = work.windows.cut(torch.tensor([0]), torch.tensor([70]))
+    z = torch.randn(1, 120, 2, generator=generator(), dtype=torch.float64)
+    first, steps = int(window.start[0]), window.batch.steps
+    assert 0 < first <= 30
+    n = spec.observations["n"]
+    whole = n.log_prob_entries(data.batch().modalities["n"], z)
+    part = n.log_prob_entries(window.batch.modalities["n"], z[:, first : first + steps])
+    inner = window.weight[0] > 0
+    same(part[0, inner], whole[0, 70:80])
