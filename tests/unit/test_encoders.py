@@ -342,5 +342,6 @@ def test_the_samples_of_a_step_are_averaged():
         seen = np.isfinite(values)
         assert found.count[0, step].tolist() == seen.sum(0).tolist()
         for n in range(2):
-            want = values[seen[:, n], n].mean() if seen[:, n].any() else 0.0
-            assert float(found.x[0, step, n]) == pytest.approx(want, abs=1e-12)
+            for column, read in ((2 * n, values), (2 * n + 1, np.log1p(values))):
+                want = read[seen[:, n], n].mean() if seen[:, n].any() else 0.0
+                assert float(found.x[0, step, column]) == pytest.approx(want, abs=1e-12)

@@ -189,6 +189,10 @@ class CountModel(ObservationModel):
                 fix=f"drop the channel{'s' if silent.size > 1 else ''} {silent.tolist()}",
             )
 
+    def encoding(self, m: Modality) -> Tensor:
+        """Counts and their logarithms ``[B, n, 2 N]``, those of a channel side by side."""
+        return torch.stack([m.y, torch.log1p(m.y)], dim=-1).flatten(-2)
+
     # ---- spike history ------------------------------------------------------------------------
     @property
     def n_covariates(self) -> int:
