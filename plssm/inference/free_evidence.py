@@ -53,8 +53,9 @@ class FreeEvidence(Configurable, nn.Module):
             block = local.curvature
             if block.ndim == 5:  # banded: what one step says by itself
                 block = block[:, :, 0]
-            shift += local.score + (block @ path[..., None])[..., 0]
-            curvature += block
+            power = observation.tempering
+            shift += power * (local.score + (block @ path[..., None])[..., 0])
+            curvature += power * block
         values, vectors = torch.linalg.eigh(curvature)
         root = values.clamp_min(0).sqrt()
         root = torch.where(root > SMALL * root.amax().clamp_min(1e-12), root, SMALL)

@@ -118,7 +118,7 @@ def _from_expansion(
 ) -> None:  # fmt: skip
     """Score of the observation model along the path, with the mean curvature of a sample."""
     eta = observation.features_at(m, path)
-    bend = observation.derivatives(eta, m, positive=True)[2]
+    bend = observation.derivatives(eta, m, positive=True)[2] * observation.tempering
     weight, own = observation.weight, part.size.channels * part.rank
     if observation.coupled:
         mean = bend[m.mask.any(-1)].mean(0)
@@ -130,7 +130,7 @@ def _from_expansion(
     part.factors[: len(factors)] = _nowhere_zero(factors)
     count = found.count.repeat_interleave(part.rank, dim=-1)
     curvature = torch.einsum("btf,fm,fn->btmn", count, part.factors[:own], part.factors[:own])
-    score = observation.local(m, path, positive=True).score
+    score = observation.local(m, path, positive=True).score * observation.tempering
     target = score + (curvature @ path[..., None])[..., 0]
     seen = found.seen[..., 0] > 0
     part.linear.copy_(_regression(part.regressors(found)[seen], target[seen]))

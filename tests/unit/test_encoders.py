@@ -12,6 +12,7 @@ import plssm as ps
 from plssm.errors import PlssmError
 from plssm.inference.encoder_networks import NETWORKS
 from plssm.inference.encoders import Encoder, on_steps
+from plssm.inference.free_evidence import FreeEvidence
 from plssm.inference.recognition import Recognition
 from plssm.inference.recognition_start import start_recognition
 from plssm.inference.variational_posterior import variational_posterior
@@ -252,12 +253,13 @@ def started(spec, data, network="none"):
     return recognition
 
 
-@pytest.mark.parametrize("network", ["none", "gru"])
-def test_the_start_is_the_kalman_smoother(network):
+@pytest.mark.parametrize(("network", "power"), [("none", 1.0), ("gru", 1.0), ("none", 2.5)])
+def test_the_start_is_the_kalman_smoother(network, power):
     """Masks, nuisance regressors, several samples in a step; from the start of any network."""
     rng = np.random.default_rng(1)
     spec = linear_model({"x": o.Gaussian(3, nuisance=1), "y": o.Gaussian(2, nuisance=2)})
     stirred(spec.observations, 0.5)
+    spec.observations["y"].tempering.fill_(power)
     full = recording(seed=2, lengths=(30, 18, 1))
     data = ps.Dataset.from_arrays(
         {"x": [t.values["x"] for t in full.trials], "y": [t.values["n"] for t in full.trials]},
@@ -270,6 +272,9 @@ def test_the_start_is_the_kalman_smoother(network):
         check_channels=False,
     )
     recognition, want = started(spec, data, network), ps.smooth(spec, data)
+    free = Recognition(FreeEvidence(3, 30, 2), 2, inputs=2)
+    free.encoder.start(spec, data.batch(), rough_path(spec, data))
+    start_recognition(free, spec, data.batch(), rough_path(spec, data))
 
     def distance(faint):
         with torch.no_grad():
@@ -286,6 +291,8 @@ def test_the_start_is_the_kalman_smoother(network):
     gap, below = distance(-30.0)
     assert gap < 1e-6
     assert below.abs().max() < 1e-6
+    got = variational_posterior(spec, data.batch(), free, draws=4, seed=0)
+    assert float(torch.nan_to_num(got.mean - want.mean).abs().max()) < 1e-3  # small blocks only
 
 
 COUNTS = ("poisson", "softplus", "negative_binomial", "zero_inflated")
