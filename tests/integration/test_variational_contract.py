@@ -23,16 +23,16 @@ class Variational(EngineContract):
 
 class TestConvolutions(Variational):
     def create(self):
-        return VariationalInference(seed=2, steps=60, checks=3, hidden=8, draws=16)
+        return VariationalInference(seed=2, steps=20, checks=2, hidden=8, draws=16, start_iterations=3)
 
 
 class TestRecurrentWithInputs(Variational):
-    """Two modalities with nuisance regressors, inputs, importance weights, two restarts."""
+    """Two modalities with nuisance regressors, inputs, importance weights."""
 
     def create(self):
         return VariationalInference(
-            steps=30, encoder="gru", bound="importance", samples=3, checks=2, restarts=2,
-            dtype="float64", drop=0.2,
+            steps=6, encoder="gru", guide="model", bound="importance", samples=3, checks=1,
+            dtype="float64", drop=0.2, start_iterations=3,
         )  # fmt: skip
 
     def model(self):
@@ -45,14 +45,14 @@ class TestRecurrentWithInputs(Variational):
 class TestMeanField(Variational):
     def create(self):
         return VariationalInference(
-            steps=40, encoder="mlp", guide="mean-field", anneal=0.3, checks=2, window=6,
-            batch_size=3,
+            steps=12, encoder="mlp", guide="mean-field", anneal=0.3, checks=2, window=6,
+            batch_size=3, restarts=2, start_iterations=3,
         )  # fmt: skip
 
 
 class TestFree(Variational):
     def create(self):
-        return VariationalInference(steps=30, encoder="free", checks=2, dtype="float64")
+        return VariationalInference(steps=8, encoder="free", checks=1, dtype="float64")
 
     def model(self):
         return ps.StateSpaceModel(
@@ -65,8 +65,8 @@ class TestExperts(Variational):
 
     def create(self):
         return VariationalInference(
-            steps=20, encoder="none", experts="mixture", bound="importance", samples=4, checks=2,
-            dtype="float64",
+            steps=8, encoder="none", experts="mixture", bound="importance", samples=4, checks=1,
+            dtype="float64", start_iterations=3,
         )  # fmt: skip
 
     def model(self):
@@ -80,7 +80,7 @@ class TestShallow(Variational):
     """A map without a closed-form M-step, in windows."""
 
     def create(self):
-        return VariationalInference(steps=30, encoder="none", checks=2, window=5, batch_size=4)
+        return VariationalInference(steps=8, encoder="none", checks=1, window=5, batch_size=4)
 
     def model(self):
         return ps.StateSpaceModel(
