@@ -12,7 +12,14 @@ from plssm.config import ConfigError, DataSection, RunConfig, SplitSection
 from plssm.data import Dataset
 from plssm.dynamics import PLRNN, LinearDynamics, ManifoldAttractor
 from plssm.errors import DataError
-from plssm.inference import GTF, LaplaceEM, SparseTF, Stage, TeacherForcing
+from plssm.inference import (
+    GTF,
+    LaplaceEM,
+    SparseTF,
+    Stage,
+    TeacherForcing,
+    VariationalInference,
+)
 from plssm.observations import Gaussian
 
 SMALL = {
@@ -55,12 +62,21 @@ def test_what_the_example_shows_in_comments_works_too():
     assert latent.regularizer == ManifoldAttractor(10.0)
 
 
-def test_the_other_engine_of_the_example_works_too():
-    before, _, after = EXAMPLE.partition("# Or, for chaotic systems")
-    before = before[: before.index('class = "LaplaceEM"')]
-    other = [x.removeprefix("# ") for x in after.splitlines()[2:]]
-    engine = RunConfig.from_toml("\n".join([before, *other])).make_engine()
-    assert engine == TeacherForcing(checkpoint="")  # the scheme and steps shown are the defaults
+@pytest.mark.parametrize(
+    ("mark", "wanted"),
+    [
+        ("# Or, for chaotic systems", TeacherForcing(checkpoint="")),
+        ("# Or, for variational inference", VariationalInference()),
+    ],
+)
+def test_the_other_engines_of_the_example_work_too(mark, wanted):
+    """What is shown of them are their defaults."""
+    before, _, after = EXAMPLE.partition('class = "LaplaceEM"')
+    engine, _, rest = after.partition("\n\n")
+    lines = engine.partition(mark)[2].partition("# Or,")[0].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("# class"))
+    shown = [line.removeprefix("# ") for line in lines[first:]]
+    assert RunConfig.from_toml("\n".join([before, *shown, rest])).make_engine() == wanted
 
 
 @pytest.mark.parametrize(
