@@ -267,8 +267,8 @@ class _Covariances(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, in_covariance, in_cross):
         factor, (covariance,) = ctx.factor, ctx.saved_tensors
-        diag = torch.empty(covariance.shape, dtype=torch.float64)
-        off = torch.empty(in_cross.shape, dtype=torch.float64) if factor.coupled else None
+        diag = torch.empty_like(covariance)
+        off = torch.zeros(in_cross.shape, dtype=torch.float64) if factor.coupled else None
         along = 0.5 * (in_covariance + in_covariance.mT)
         factor.run(
             tangent_trials, factor.kept, array(covariance), array(along),

@@ -550,16 +550,34 @@ def test_shared_blocks_equal_expanded_ones(shared, coupled, steps):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_gradients_of_covariances_do_not_depend_on_how_the_cotangent_lies_in_memory():
-    """A transposed cotangent is not contiguous; the result must still be written where it goes."""
+def test_gradients_may_come_in_any_layout():
+    """Transposed and expanded gradients of covariances are those of contiguous ones."""
     generator = torch.Generator().manual_seed(0)
-    shift = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
-    diag = 3 * torch.eye(2, dtype=torch.float64).expand(3, 6, 2, 2)
-    off = 0.3 * torch.randn(3, 5, 2, 2, generator=generator, dtype=torch.float64)
-    off.requires_grad_()
-    weight = torch.randn(3, 5, 2, 2, generator=generator, dtype=torch.float64)
-    path = GaussianPath(shift, diag, off)
-    straight = torch.autograd.grad((path.cross_covariance() * weight.mT.contiguous()).sum(), off)
-    path = GaussianPath(shift, diag, off)
-    turned = torch.autograd.grad((path.cross_covariance().mT * weight).sum(), off)
-    torch.testing.assert_close(turned, straight)
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    root, off, shift = rand(3, 6, 2, 2), 0.3 * rand(3, 5, 2, 2), rand(3, 6, 2)
+    diag = root @ root.mT + 3 * torch.eye(2, dtype=torch.float64)
+    length, weight, one = torch.tensor([6, 4, 1]), rand(3, 5, 2, 2), rand(2, 2)
+
+    def gradients(loss):
+        given = [x.clone().requires_grad_() for x in (shift, diag, off)]
+        return torch.autograd.grad(loss(GaussianPath(*given, length)), given[1:])
+
+    for got, want in (
+        (
+            lambda path: (path.cross_covariance().mT * weight).sum(),
+            lambda path: (path.cross_covariance() * weight.mT.contiguous()).sum(),
+        ),
+        (
+            lambda path: (path.cross_covariance() * one.expand(3, 5, 2, 2)).sum(),
+            lambda path: (path.cross_covariance() * one.expand(3, 5, 2, 2).contiguous()).sum(),
+        ),
+        (
+            lambda path: (path.covariance().transpose(1, 2).transpose(0, 3)[0]).sum(),
+            lambda path: path.covariance()[..., 0].sum(),
+        ),
+    ):
+        for a, b in zip(gradients(got), gradients(want), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
