@@ -243,6 +243,27 @@ def test_the_closed_bound_is_the_mean_over_draws(chain):
     assert (gap.abs() < 3 * error).all()
 
 
+@pytest.mark.parametrize("chain", ["model", "learned", "none"])
+def test_gradients_of_the_closed_bound_are_differences(chain):
+    spec = linear_model()
+    data = data_of(spec)
+    batch, made = data.batch(), started(spec, data, chain=chain, noise=0.2)
+    checked = [spec.dynamics.A, made.encoder.modalities["x"].factors, spec.dynamics.h, made.A]
+    grads = torch.autograd.grad(closed(spec, batch, made).sum(), checked, allow_unused=True)
+    for p, gradient in zip(checked, grads, strict=True):
+        if gradient is None:
+            assert p is made.A and chain != "learned"
+            continue
+        way = torch.randn(p.shape, generator=generator(2), dtype=torch.float64)
+        values = []
+        for size in (1e-5, -1e-5):
+            with torch.no_grad():
+                p.add_(size * way)
+                values.append(closed(spec, batch, made).sum())
+                p.sub_(size * way)
+        same((gradient * way).sum(), (values[0] - values[1]) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
 def test_importance_weights_come_to_the_evidence():
     spec = linear_model()
     data = data_of(spec)
