@@ -51,6 +51,10 @@ class TestMeanField(Variational):
 
 
 class TestFree(Variational):
+    """Every trial is fitted, in short trainings that end where they end."""
+
+    tolerance = 3e-3
+
     def create(self):
         return VariationalInference(steps=8, encoder="free", checks=1, dtype="float64")
 
