@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from plssm.inference.base import Engine
 from plssm.inference.forcing import GTF, ForcingScheme, SparseTF
 from plssm.inference.laplace_em import LaplaceEM
+from plssm.inference.multimodal_forcing import MTF
 from plssm.inference.smoothers import smooth
 from plssm.inference.stages import Stage, annealed_stages, held_stages, plain_stages
 from plssm.inference.teacher_forcing import TeacherForcing
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GTF",
+    "MTF",
     "Engine",
     "ForcingScheme",
     "LaplaceEM",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plssm.dynamics import LatentDynamics, OneLayerDynamics
 from plssm.errors import PlssmError
-from plssm.inference.forcing import EVERY
+from plssm.inference.forcing_strength import EVERY
 from plssm.inference.teacher_signal import StateTargets
 from plssm.inference.trainer import FastUpdates, Moments
 from plssm.kernels.forced_lanes import lane_count

@@ -13,7 +13,7 @@ from plssm.dynamics import OneLayerDynamics
 from plssm.errors import DataError
 from plssm.inference.compiled_updates import CompiledUpdates
 from plssm.inference.forced_readouts import teacher_signal
-from plssm.inference.forcing import EVERY
+from plssm.inference.forcing_strength import EVERY
 from plssm.inference.free_runs import FreeRuns
 from plssm.inference.shrinkage import shrinkage
 from plssm.inference.teacher_signal import ForcedRun

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plssm._config_capture import class_name, find_class
+from plssm.analysis import time_scales
+from plssm.data import Batch, Dataset
 from plssm.errors import PlssmError
+from plssm.inference.forced_readouts import refuse_unforceable, start_readouts
+from plssm.inference.forced_training import ForcedTraining
 from plssm.inference.forcing_strength import ESTIMATORS, optimal_alpha, spectral_size
+from plssm.inference.residual_noise import fit_noise
+from plssm.inference.trainer import Problem
+from plssm.model import StateSpaceModel
 
-__all__ = ["GTF", "Forcing", "ForcingScheme", "SparseTF", "make_scheme", "scheme_settings"]
+if TYPE_CHECKING:
+    from plssm.inference.teacher_forcing import TeacherForcing
 
-EVERY = 5  # steps between two estimates of alpha
+__all__ = [
+    "GTF",
+    "Forcing",
+    "ForcingScheme",
+    "SparseTF",
+    "forcing_interval",
+    "make_scheme",
+    "scheme_settings",
+]
+
+HOME = "plssm.inference"  # schemes of which are known by their bare name
 _HOLD = 0.999  # how slowly an adaptive alpha falls
 
 
@@ -50,7 +70,11 @@ class Forcing:
 
 @dataclass(frozen=True)
 class ForcingScheme(ABC):
-    """How strongly the states of a training sequence are drawn to the data."""
+    """How strongly the states of a training sequence are drawn to the data.
+
+    A scheme also says what is trained: the teacher comes from the data by the inverse of a
+    read-out, unless a scheme has its own problem.
+    """
 
     def begin(self) -> Forcing:
         """Returns the scheme ready for the first step."""
@@ -69,6 +93,44 @@ class ForcingScheme(ABC):
 
     def adapt(self, jacobians: Tensor, forcing: Forcing) -> None:  # noqa: B027 (most do not)
         """Adjusts the strength to Jacobians [B, T, M, M] at the teacher's states."""
+
+    # ---- what is trained ----------------------------------------------------------------------
+    def for_data(self, data: Dataset) -> Self:  # noqa: ARG002 (most know all they need)
+        """Returns the scheme with what was left to the data filled in."""
+        return self
+
+    def refuse(self, model: StateSpaceModel) -> None:
+        """Refuses models that cannot be trained this way.
+
+        Raises:
+            CapabilityError: Naming the modality and what to use instead.
+        """
+        refuse_unforceable(model)
+
+    def start(self, model: StateSpaceModel, batch: Batch) -> None:
+        """Starts observation models that are fresh; frozen parameters stay."""
+        start_readouts(model, batch)
+
+    def problem(
+        self, engine: TeacherForcing, model: StateSpaceModel, batch: Batch, check: Batch, *,
+        seed: int,
+    ) -> Problem:  # fmt: skip
+        """Returns what is trained (arguments as of :class:`ForcedTraining`)."""
+        return ForcedTraining(engine, model, batch, check, seed=seed)
+
+    def fit_noise(
+        self, model: StateSpaceModel, data: Dataset, *, seed: int,
+        recognition: nn.Module | None = None,  # noqa: ARG002 (most have none)
+    ) -> None:  # fmt: skip
+        """Fits process and observation noise of a trained model; the model changes in place.
+
+        Args:
+            model: The model.
+            data: Training trials.
+            seed: Seed of the fit.
+            recognition: The encoder that was trained with it, if there is one.
+        """
+        fit_noise(model, data, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -116,6 +178,12 @@ class SparseTF(ForcingScheme):
             interval = max(interval + int(change), 1)
         share[::interval] = 1.0
         return share
+
+    def for_data(self, data: Dataset) -> Self:
+        """Returns the scheme with an interval for these data, if that was left open."""
+        if self.interval != "auto":
+            return self
+        return replace(self, interval=forcing_interval(data))
 
 
 @dataclass(frozen=True)
@@ -187,8 +255,8 @@ class GTF(ForcingScheme):
 def scheme_settings(scheme: ForcingScheme) -> dict[str, Any]:
     """Returns a scheme as plain values, with its class."""
     kind = type(scheme)
-    name = kind.__name__ if kind in (GTF, SparseTF) else class_name(kind)
-    return {"class": name, **asdict(scheme)}
+    known = getattr(import_module(HOME), kind.__name__, None) is kind
+    return {"class": kind.__name__ if known else class_name(kind), **asdict(scheme)}
 
 
 def make_scheme(value: ForcingScheme | Mapping[str, Any]) -> ForcingScheme:
@@ -200,7 +268,20 @@ def make_scheme(value: ForcingScheme | Mapping[str, Any]) -> ForcingScheme:
     if isinstance(value, ForcingScheme):
         return value
     if not isinstance(value, Mapping) or "class" not in value:
-        raise PlssmError(f"TeacherForcing: scheme is {value!r}, wanted GTF() or SparseTF().")
-    known = {"GTF": GTF, "SparseTF": SparseTF}
-    kind = known.get(value["class"]) or find_class(value["class"])
+        raise PlssmError(
+            f"TeacherForcing: scheme is {value!r}, wanted GTF(), SparseTF() or MTF()."
+        )
+    name = value["class"]
+    kind = find_class(name if ":" in name else f"{HOME}:{name}")
     return kind(**{k: v for k, v in value.items() if k != "class"})
+
+
+def forcing_interval(data: Dataset) -> int:
+    """An interval for sparse forcing, from the decay of correlations in the data.
+
+    Continuous modalities are looked at, or all where there are none.
+    """
+    names = [n for n, kind in data.kinds.items() if kind == "continuous"] or data.names
+    trials = [np.concatenate([t.values[n] for n in names], axis=1) for t in data.trials]
+    lags = min(100, max(len(t) for t in trials) // 2)
+    return time_scales(trials, lags=lags).forcing_interval

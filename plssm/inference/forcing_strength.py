@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["ESTIMATORS", "optimal_alpha", "spectral_size"]
+__all__ = ["ESTIMATORS", "EVERY", "optimal_alpha", "spectral_size"]
+
+EVERY = 5  # steps between two estimates of alpha
 
 
 def optimal_alpha(size: float) -> float:

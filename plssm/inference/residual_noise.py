@@ -26,13 +26,17 @@ PROCESS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # variances tried, times that of 
 OBSERVED = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # variances tried, times that of the channels
 
 
-def fit_noise(model: StateSpaceModel, data: Dataset, *, seed: int = 0) -> None:
+def fit_noise(
+    model: StateSpaceModel, data: Dataset, *, seed: int = 0, spread: torch.Tensor | None = None
+) -> None:
     """Fits process noise, first state and observation noise by EM, with map and read-out held.
 
     Args:
         model: Changed in place.
         data: Training trials; at most 1500 steps are used, fewer with a long response.
         seed: Seed of the engine.
+        spread: Variance of the states [M], where the observation models were trained as well:
+            only their Gaussian noise is fitted then. None reads it off the data.
     """
     if not isinstance(model.dynamics, PiecewiseLinear):
         warnings.warn(
@@ -42,10 +46,10 @@ def fit_noise(model: StateSpaceModel, data: Dataset, *, seed: int = 0) -> None:
             stacklevel=3,
         )
         return
-    held = [p for p in _held(model) if p.requires_grad]
+    held = [p for p in _held(model, trained=spread is not None) if p.requires_grad]
     part = _shortened(data, _enough(model, data.dt, STEPS))
     if not model.dynamics.initialised:
-        _best_level(model, _shortened(data, _enough(model, data.dt, FEWER)))
+        _best_level(model, _shortened(data, _enough(model, data.dt, FEWER)), spread)
     stage = Stage("noise", ITERATIONS, learn=("process_noise", "initial", "observations"))
     engine = LaplaceEM(seed=seed, stages=(stage,), start="model")
     try:
@@ -58,11 +62,16 @@ def fit_noise(model: StateSpaceModel, data: Dataset, *, seed: int = 0) -> None:
     model.load_state_dict(fit.model.state_dict())
 
 
-def _best_level(model: StateSpaceModel, data: Dataset) -> None:
+def _best_level(
+    model: StateSpaceModel, data: Dataset, spread_of_states: torch.Tensor | None
+) -> None:
     """Sets both noises to the pair of levels, relative to the data, with the best evidence."""
     batch, dynamics = data.batch(), model.dynamics
-    states = _spread(teacher_signal(model, batch))
-    free = [(n, o) for n, o in model.observations.items() if o.log_noise.requires_grad]
+    if spread_of_states is None:
+        states = _spread(teacher_signal(model, batch))
+        free = [(n, o) for n, o in model.observations.items() if o.log_noise.requires_grad]
+    else:
+        states, free = spread_of_states, []
     spread = {n: moments(batch.modalities[n].y, batch.modalities[n].mask)[1] ** 2 for n, _ in free}
 
     def set_levels(process: float, observed: float) -> None:
@@ -72,7 +81,7 @@ def _best_level(model: StateSpaceModel, data: Dataset) -> None:
             observation.noise = observed * spread[name]
 
     found = []
-    for levels in itertools.product(PROCESS, OBSERVED):
+    for levels in itertools.product(PROCESS, OBSERVED if free else (1.0,)):
         set_levels(*levels)
         result = laplace_posterior(model, batch)
         found.append((-float("inf") if result.failed else result.evidence, levels))
@@ -90,13 +99,17 @@ def _spread(signal: TeacherSignal) -> torch.Tensor:
     return torch.where(seen, square, rest).detach()
 
 
-def _held(model: StateSpaceModel) -> list[nn.Parameter]:
-    """Parameters of the map and of the read-outs."""
+def _held(model: StateSpaceModel, *, trained: bool) -> list[nn.Parameter]:
+    """Parameters of the map and of the read-outs, or of trained observations all but noise."""
     dynamics = model.dynamics
     free = {*dynamics.noise.parameters(), *dynamics.initial.parameters()}
     found = [p for p in dynamics.parameters() if p not in free]
     for observation in model.observations.values():
-        found += [p for n, p in observation.named_parameters() if n in ("weight", "bias")]
+        found += [
+            p
+            for n, p in observation.named_parameters()
+            if n in ("weight", "bias") or (trained and n != "log_noise")
+        ]
     return found
 
 

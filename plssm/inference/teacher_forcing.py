@@ -14,17 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from plssm.analysis import time_scales
 from plssm.data import Dataset
 from plssm.errors import PlssmError
 from plssm.fit import Fit
 from plssm.inference.base import Engine, working_copy
 from plssm.inference.checkpoint import identity
-from plssm.inference.forced_readouts import refuse_unforceable, start_readouts
-from plssm.inference.forced_training import ForcedTraining
-from plssm.inference.forcing import GTF, ForcingScheme, SparseTF, make_scheme, scheme_settings
-from plssm.inference.residual_noise import fit_noise
+from plssm.inference.forcing import GTF, ForcingScheme, make_scheme, scheme_settings
 from plssm.inference.smoothers import smooth
 from plssm.inference.trainer import Trainer, Training
 from plssm.inference.training_progress import TrainingProgress
@@ -48,9 +45,9 @@ class TeacherForcing(Engine):
     Args:
         seed: Seed of start values and batches.
         modality_weights: See :class:`Engine`; must be None.
-        scheme: :class:`GTF` or :class:`SparseTF`. The default draws strongly at first, when long
-            free runs mean nothing yet, and weakly at the end, when the loss should see whether
-            an orbit spirals outwards over many steps.
+        scheme: :class:`GTF`, :class:`SparseTF`, or :class:`MTF` for observations of any kind. The
+            default draws strongly at first, when long free runs mean nothing yet, and weakly at
+            the end, when the loss should see whether an orbit spirals outwards over many steps.
         steps: Number of updates.
         sequence: Steps of a training sequence that are compared with data; the memory of BOLD
             comes before them.
@@ -134,9 +131,9 @@ class TeacherForcing(Engine):
         return super().settings() | {"scheme": scheme_settings(self.scheme)}
 
     def check(self, model: StateSpaceModel, data: Dataset) -> None:
-        """Refuse data that do not match and read-outs that do not say where the states are."""
+        """Refuse data that do not match and models that the scheme cannot train."""
         super().check(model, data)
-        refuse_unforceable(model)
+        self.scheme.refuse(model)
 
     def infer(self, model: StateSpaceModel, data: Dataset, *, causal: bool = False) -> Posterior:
         """Posterior of the latent paths: Laplace smoothing, or causal filtering."""
@@ -176,12 +173,16 @@ class TeacherForcing(Engine):
             history["selected"] = history["restart"] == best.restart
             if self.fit_noise:
                 bar.say("fitting the noise")
-                fit_noise(best.model, data, seed=self.seed)
+                self.scheme.fit_noise(
+                    best.model, data, seed=self.seed, recognition=best.recognition
+                )
             if self.checkpoint and not any(run.interrupted for run in runs):
                 Path(self.checkpoint).unlink(missing_ok=True)
-        return Fit.after_training(
+        fit = Fit.after_training(
             best.model, self, data, history=history, seconds=time.perf_counter() - began
         )
+        fit.recognition = best.recognition
+        return fit
 
     def _all_restarts(self, problem: tuple, bar: TrainingProgress) -> list[_Run]:
         """All trainings, one after the other or in processes; Ctrl-C ends them."""
@@ -215,14 +216,16 @@ class TeacherForcing(Engine):
         known = model.dynamics.initialised
         if self.start == "data" or (self.start == "auto" and not known):
             whole.dynamics.draw_start(torch.Generator().manual_seed(seed))
-        start_readouts(whole, batch)
+        scheme = self.scheme.for_data(data)
+        scheme.start(whole, batch)
         copy = working_copy(whole, dtype)
         check = (data if validation is None else validation).batch().to(dtype=dtype)
-        problem = ForcedTraining(
-            self._with_interval(data), copy, batch.to(dtype=dtype), check, seed=seed
-        )
+        engine = replace(self, scheme=scheme)
+        problem = scheme.problem(engine, copy, batch.to(dtype=dtype), check, seed=seed)
         if not list(problem.parameters()):
-            return _Run(whole, math.nan, pd.DataFrame({"restart": [restart]}), restart, False)
+            return _Run(
+                whole, math.nan, pd.DataFrame({"restart": [restart]}), restart, False, None
+            )
         told = identity(self, model, batch)
         trainer = Trainer(problem, self.training(), seed=seed, identity=told)
         report = None if bar is None else partial(bar.advance, restart)
@@ -232,25 +235,17 @@ class TeacherForcing(Engine):
             for mine, theirs in zip(whole.parameters(), copy.parameters(), strict=True):
                 if mine.requires_grad:
                     mine.copy_(theirs)
-        return _Run(whole, trainer.best_score, rows, restart, trainer.interrupted)
-
-    def _with_interval(self, data: Dataset) -> TeacherForcing:
-        """The engine with the interval of sparse forcing taken from the data, if left to it."""
-        scheme = self.scheme
-        if not isinstance(scheme, SparseTF) or scheme.interval != "auto":
-            return self
-        names = [n for n, kind in data.kinds.items() if kind == "continuous"] or data.names
-        trials = [np.concatenate([t.values[n] for n in names], axis=1) for t in data.trials]
-        lags = min(100, max(len(t) for t in trials) // 2)
-        interval = time_scales(trials, lags=lags).forcing_interval
-        return replace(self, scheme=replace(scheme, interval=interval))
+        return _Run(
+            whole, trainer.best_score, rows, restart, trainer.interrupted, problem.recognition
+        )
 
 
 class _Run(NamedTuple):
-    """One training: the model, its score, one row per check, and the number of the restart."""
+    """One training: the model, its score, one row per check, and what else it gave."""
 
     model: StateSpaceModel
     score: float
     history: pd.DataFrame
     restart: int
     interrupted: bool
+    recognition: nn.Module | None

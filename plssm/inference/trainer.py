@@ -98,6 +98,11 @@ class Problem(ABC):
         """
         return None
 
+    @property
+    def recognition(self) -> nn.Module | None:
+        """What the training has learned about inferring states from data, where it has."""
+        return None
+
     def project(self) -> None:  # noqa: B027 (most have no constraints)
         """Moves the parameters back to where they may be, after every update."""
 

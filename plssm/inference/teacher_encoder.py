@@ -1,0 +1,191 @@
+"""Encoders that turn data of several modalities into a teacher signal with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from plssm._config_capture import Configurable
+from plssm.data import Batch
+from plssm.errors import PlssmError
+from plssm.inference.encoders import StepSamples, on_steps
+from plssm.model import StateSpaceModel
+
+__all__ = ["Belief", "TeacherEncoder"]
+
+WIDTHS = (11, 7)  # steps that the two convolutions see
+SURE, RANGE = 2.0, 6.0  # log precision of each modality at the start, and how far it may go
+
+
+class Belief(NamedTuple):
+    r"""What an encoder says about the states of single steps, :math:`q(z_t) = N(m_t, V_t)`.
+
+    Attributes:
+        mean: m [B, T, K].
+        precision: Diagonal of the inverse of V [B, T, K], at least 1.
+        known: Steps with a sample of any modality, bool [B, T].
+    """
+
+    mean: Tensor
+    precision: Tensor
+    known: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Returns states [B, T, K] made of unit noise [B, T, K]; differentiable."""
+        return self.mean + noise * self.precision.rsqrt()
+
+    def entropy(self) -> Tensor:
+        r"""Returns the entropy of each step in nats [B, T].
+
+        .. math:: H(q_t) = \tfrac12 \sum_k \log (2 \pi e V_{tkk})
+        """
+        return 0.5 * (1 + math.log(2 * math.pi) - self.precision.log()).sum(-1)
+
+
+class TeacherEncoder(Configurable, nn.Module):
+    r"""Convolutions over time, one network for each modality, whose precisions add.
+
+    .. math:: q(z_t) = N\Big( \frac{\sum_m \lambda^{(m)}_t \circ \mu^{(m)}_t}
+        {1 + \sum_m \lambda^{(m)}_t}, \frac1{1 + \sum_m \lambda^{(m)}_t} \Big)
+
+    mu and lambda of a modality depend on its samples within 8 steps, and are nothing where it has
+    no sample; the one is a unit Gaussian, which is what remains where nothing is observed. A
+    trial depends on no other.
+
+    Args:
+        sizes: For each modality channels, columns read of a sample, and covariates.
+        states: Number K of states.
+        hidden: Width of the networks; multiples of 16 are fast.
+        seed: Seed of their start values.
+
+    References:
+        Brenner, Hess, Koppe and Durstewitz 2024, Integrating multimodal data for joint generative
+        modeling of complex dynamics, ICML, arXiv:2212.07892.
+    """
+
+    reach = sum(width // 2 for width in WIDTHS)
+
+    def __init__(
+        self, sizes: Mapping[str, list[int]], states: int, *, hidden: int = 16, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if hidden < 1:
+            raise PlssmError(f"TeacherEncoder: hidden is {hidden}, wanted >= 1.")
+        self.states = states
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.modalities = nn.ModuleDict(
+                {name: _ModalityEncoder(*size, states, hidden) for name, size in sizes.items()}
+            )
+
+    @classmethod
+    def for_model(
+        cls, model: StateSpaceModel, batch: Batch, states: int, *, hidden: int = 16, seed: int = 0
+    ) -> Self:
+        """An encoder of the modalities of a model; samples are standardised by training data.
+
+        Args:
+            model: The model.
+            batch: Training trials.
+            states: Number K of states.
+            hidden: See the class.
+            seed: See the class.
+        """
+        found = _samples(model, batch, model.observations)
+        sizes = {
+            name: [s.count.shape[-1], s.x.shape[-1], s.beside.shape[-1]]
+            for name, s in found.items()
+        }
+        encoder = cls(sizes, states, hidden=hidden, seed=seed)
+        for name, samples in found.items():
+            encoder.modalities[name].learn_scale(samples)
+        return encoder
+
+    def forward(self, model: StateSpaceModel, batch: Batch) -> Belief:
+        """Returns what the data say about the states.
+
+        Args:
+            model: Its observation models say what is read of a sample; modalities that model or
+                batch do not have give nothing.
+            batch: The trials, in the encoder's precision.
+        """
+        like = next(self.parameters())
+        inside = batch.time_mask[..., None].to(like.dtype)
+        shift = like.new_zeros(len(batch), batch.steps, self.states)
+        precision, known = torch.ones_like(shift), torch.zeros_like(inside)
+        for name, found in _samples(model, batch, self.modalities).items():
+            there = found.seen * inside
+            mean, own = self.modalities[name](found, inside)
+            own = own * there
+            shift, precision, known = shift + own * mean, precision + own, known + there
+        return Belief(shift / precision, precision, known[..., 0] > 0)
+
+
+class _ModalityEncoder(nn.Module):
+    """The network of one modality.
+
+    Args:
+        channels: N.
+        columns: Columns that are read of a sample, a multiple of N.
+        covariates: R.
+        states: K.
+        hidden: Width.
+    """
+
+    def __init__(
+        self, channels: int, columns: int, covariates: int, states: int, hidden: int
+    ) -> None:
+        super().__init__()
+        kind, (first, second) = {"dtype": torch.float64}, WIDTHS
+        self.share = columns // channels
+        self.read = nn.Linear(columns + channels + covariates, hidden, **kind)
+        self.first = nn.Conv1d(hidden, hidden, first, padding=first // 2, **kind)
+        self.second = nn.Conv1d(hidden, hidden, second, padding=second // 2, **kind)
+        self.last = nn.Linear(2 * hidden, 2 * states, **kind)
+        with torch.no_grad():
+            self.last.weight[states:] = 0.0
+            self.last.bias.zero_()
+        self.register_buffer("centre", torch.zeros(columns, **kind))
+        self.register_buffer("scale", torch.ones(columns, **kind))
+
+    @torch.no_grad()
+    def learn_scale(self, found: StepSamples) -> None:
+        """Takes mean and spread of every column from the steps at which it is observed."""
+        seen = (found.count > 0).to(found.x.dtype).repeat_interleave(self.share, dim=-1)
+        total = seen.sum((0, 1)).clamp_min(1)
+        centre = (found.x * seen).sum((0, 1)) / total
+        variance = ((found.x - centre).square() * seen).sum((0, 1)) / total
+        self.centre.copy_(centre)
+        self.scale.copy_(torch.where(variance > 0, variance, 1.0).rsqrt())
+
+    def forward(self, found: StepSamples, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns means and precisions [B, T, K].
+
+        Args:
+            found: The samples by latent step.
+            inside: Which steps exist, 0 or 1 [B, T, 1].
+        """
+        seen = (found.count > 0).to(found.x.dtype)
+        x = (found.x - self.centre) * self.scale * seen.repeat_interleave(self.share, dim=-1)
+        within = inside.mT
+        read = self.read(torch.cat([x, seen, found.beside], dim=-1)) * inside
+        smooth = self.first(read.mT) * within
+        bent = self.second(nn.functional.silu(smooth))
+        out = self.last(torch.cat([smooth, nn.functional.silu(bent)], dim=1).mT)
+        mean, sure = out.chunk(2, dim=-1)
+        return mean, (SURE + RANGE * torch.tanh(sure / RANGE)).exp()
+
+
+def _samples(
+    model: StateSpaceModel, batch: Batch, names: Mapping[str, object]
+) -> dict[str, StepSamples]:
+    """What is read of a batch, by the modalities that names, model and batch have."""
+    return {
+        name: on_steps(observation, batch.modalities[name], batch.inputs, batch.steps)
+        for name, observation in model.observations.items()
+        if name in names and name in batch.modalities
+    }
