@@ -1,15 +1,15 @@
 """Multimodal teacher forcing on Lorenz-63 (row R8): Gaussian channels, ordinal levels and counts.
 
-Every seed has its own observations of one orbit and its own start values. Data: T=1e5, dt .05; three
-z-scored channels with noise of sd .1; eight ordinal channels of seven levels, predictors of sd 2
-with thresholds at equal quantiles; three counts with an exponential link, log-rates of sd .5 and
-mean count 1. Map: clipped dendritic PLRNN, M=20, 15 bases, mean-centred; tau 10, sequence 300,
+Every seed has its own observations of one orbit and its own start values. Data: T=1e5, dt .05;
+three z-scored channels with noise of sd .1; eight ordinal channels of seven levels, predictors of
+sd 2 with thresholds at equal quantiles; three counts with an exponential link, log-rates of sd .5
+and mean count 1. Map: clipped dendritic PLRNN, M=20, 15 bases, mean-centred; tau 10, sequence 300,
 batch 16. ``all`` has all three modalities, ``discrete`` no Gaussian channels.
 
 A free run of 1e5 steps (1000 are dropped) is compared with an independent noise-free orbit,
-D_stsp at 10 bins. With Gaussian channels the run's channels are compared; the floor is truth against
-truth. Without them the true state is regressed on the encoder's means (training data) and the
-run's states go through that map; the floor is the same map on the means of unseen data.
+D_stsp at 10 bins. With Gaussian channels the run's channels are compared; the floor is truth
+against truth. Without them the true state is regressed on the encoder's means (training data) and
+the run's states go through that map; the floor is the same map on the means of unseen data.
 
     python -m benchmarks multimodal_forcing --out benchmarks/results
 """
@@ -148,7 +148,8 @@ def train(variant: str, seed: int, **changes: object) -> tuple[dict, ps.Fit]:
 
 def summarise(rows: list[dict]) -> dict:
     """Medians with range over seeds."""
-    keys = ("d_stsp", "d_stsp_mapped", "floor", "floor_mapped", "encoder_r2", "exponent", "minutes")
+    keys = ("d_stsp", "d_stsp_mapped", "floor", "floor_mapped", "encoder_r2", "exponent",
+            "minutes")  # fmt: skip
     out = {"seeds": len(rows), "published": ".33 at 10 bins, floor .004"}
     for key in keys:
         values = [r[key] for r in rows]
@@ -165,9 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     given = parser.parse_args(argv)
     names = given.variant or list(VARIANTS)
-    rows = [
-        train(name, given.first + s)[0] for s in range(given.seeds) for name in names
-    ]
+    rows = [train(name, given.first + s)[0] for s in range(given.seeds) for name in names]
     file = None if given.out is None else given.out / "multimodal_forcing.json"
     made = json.loads(file.read_text()) if file is not None and file.exists() else {}
     made["command"] = COMMAND

@@ -1,4 +1,4 @@
-"""Multimodal teacher forcing: its loss against a plain loop, its gradients, masks, and refusals."""
+"""Multimodal teacher forcing: its loss against a plain loop, gradients, masks, refusals."""
 
 from __future__ import annotations
 
