@@ -56,6 +56,7 @@ class MultimodalTraining(Problem):
         encoder = TeacherEncoder.for_model(model, batch, states, hidden=scheme.hidden, seed=seed)
         kind = next(iter(batch.modalities.values())).y.dtype
         self.encoder, self.states = encoder.to(kind), states
+        self.features = self.encoder.features(model, batch)
         memory = max(o.memory(batch.dt) for o in model.observations.values())
         context = max(encoder.reach, memory)
         self.windows = BatchWindows(batch, steps=engine.sequence, context=context)
@@ -81,7 +82,7 @@ class MultimodalTraining(Problem):
     def loss(self, progress: float, generator: torch.Generator) -> Tensor:
         """The joint loss of a batch of windows."""
         window = self.windows.draw(self.engine.batch_size, generator)
-        belief = self.encoder(self.model, window.batch)
+        belief = self.belief(window)
         draws = torch.randn(
             (2 if self.engine.noise else 1, *belief.mean.shape),
             generator=generator, dtype=belief.mean.dtype,
@@ -92,6 +93,13 @@ class MultimodalTraining(Problem):
         weights = self.scheme.weights(progress)
         total = sum(weights[name] * part for name, part in parts.items() if weights[name])
         return total + self.penalty()
+
+    def belief(self, window: BatchWindow) -> Belief:
+        """What the encoder says about windows of the training trials."""
+        at = window.start[:, None] + torch.arange(window.batch.steps)
+        row, at = window.row[:, None], at.clamp_max(self.windows.batch.steps - 1)
+        found = {name: x[row, at] for name, x in self.features.items()}
+        return self.encoder.believe(found, window.batch.time_mask)
 
     def parts(
         self, window: BatchWindow, belief: Belief, teacher: Tensor, share: Tensor, *,

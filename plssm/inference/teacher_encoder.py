@@ -113,16 +113,40 @@ class TeacherEncoder(Configurable, nn.Module):
                 batch do not have give nothing.
             batch: The trials, in the encoder's precision.
         """
+        return self.believe(self.features(model, batch), batch.time_mask)
+
+    def features(self, model: StateSpaceModel, batch: Batch) -> dict[str, Tensor]:
+        """Returns what is read of every modality, which does not depend on parameters.
+
+        Args:
+            model: See :meth:`forward`.
+            batch: The trials.
+
+        Returns:
+            By modality [B, T, C]; the last column is 1 where the modality has a sample, else 0.
+        """
+        return {
+            name: self.modalities[name].features(found)
+            for name, found in _samples(model, batch, self.modalities).items()
+        }
+
+    def believe(self, features: Mapping[str, Tensor], inside: Tensor) -> Belief:
+        """Returns what features say about the states.
+
+        Args:
+            features: By modality [B, T, C].
+            inside: Which steps exist [B, T], bool.
+        """
         like = next(self.parameters())
-        inside = batch.time_mask[..., None].to(like.dtype)
-        shift = like.new_zeros(len(batch), batch.steps, self.states)
-        precision, known = torch.ones_like(shift), torch.zeros_like(inside)
-        for name, found in _samples(model, batch, self.modalities).items():
-            there = found.seen * inside
-            mean, own = self.modalities[name](found, inside)
+        within = inside[:, None].to(like.dtype)
+        shift = like.new_zeros(len(inside), self.states, inside.shape[1])
+        precision, known = torch.ones_like(shift), torch.zeros_like(within)
+        for name, x in features.items():
+            there = x[..., -1][:, None] * within
+            mean, own = self.modalities[name](x, within)
             own = own * there
             shift, precision, known = shift + own * mean, precision + own, known + there
-        return Belief(shift / precision, precision, known[..., 0] > 0)
+        return Belief((shift / precision).mT, precision.mT, known[:, 0] > 0)
 
 
 class _ModalityEncoder(nn.Module):
@@ -142,7 +166,7 @@ class _ModalityEncoder(nn.Module):
         super().__init__()
         kind, (first, second) = {"dtype": torch.float64}, WIDTHS
         self.share = columns // channels
-        self.read = nn.Linear(columns + channels + covariates, hidden, **kind)
+        self.read = nn.Linear(columns + channels + covariates + 1, hidden, **kind)
         self.first = nn.Conv1d(hidden, hidden, first, padding=first // 2, **kind)
         self.second = nn.Conv1d(hidden, hidden, second, padding=second // 2, **kind)
         self.last = nn.Linear(2 * hidden, 2 * states, **kind)
@@ -162,21 +186,24 @@ class _ModalityEncoder(nn.Module):
         self.centre.copy_(centre)
         self.scale.copy_(torch.where(variance > 0, variance, 1.0).rsqrt())
 
-    def forward(self, found: StepSamples, inside: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns means and precisions [B, T, K].
-
-        Args:
-            found: The samples by latent step.
-            inside: Which steps exist, 0 or 1 [B, T, 1].
-        """
+    def features(self, found: StepSamples) -> Tensor:
+        """Returns standardised samples, masks, covariates, and whether there is a sample."""
         seen = (found.count > 0).to(found.x.dtype)
         x = (found.x - self.centre) * self.scale * seen.repeat_interleave(self.share, dim=-1)
-        within = inside.mT
-        read = self.read(torch.cat([x, seen, found.beside], dim=-1)) * inside
-        smooth = self.first(read.mT) * within
-        bent = self.second(nn.functional.silu(smooth))
-        out = self.last(torch.cat([smooth, nn.functional.silu(bent)], dim=1).mT)
-        mean, sure = out.chunk(2, dim=-1)
+        return torch.cat([x, seen, found.beside, found.seen], dim=-1)
+
+    def forward(self, x: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns means and precisions [B, K, T].
+
+        Args:
+            x: Features [B, T, C].
+            within: Which steps exist, 0 or 1 [B, 1, T].
+        """
+        read = (self.read.weight @ x.mT + self.read.bias[:, None]) * within
+        smooth = self.first(read) * within
+        bent = nn.functional.silu(self.second(nn.functional.silu(smooth)))
+        out = self.last.weight @ torch.cat([smooth, bent], dim=1) + self.last.bias[:, None]
+        mean, sure = out.chunk(2, dim=1)
         return mean, (SURE + RANGE * torch.tanh(sure / RANGE)).exp()
 
 

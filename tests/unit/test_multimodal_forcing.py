@@ -403,3 +403,12 @@ def test_window_type_is_kept():
     """Whole trials come as windows too."""
     problem = a_problem(MTF(3), recording(), a_model())
     assert isinstance(drawn(problem)[0], BatchWindow)
+
+
+def test_features_of_windows_are_those_of_the_data():
+    """What is read of all training trials at once is what is read of the windows themselves."""
+    problem = a_problem(MTF(3), recording(inputs=2), a_model(inputs=2), sequence=4)
+    window, belief, _ = drawn(problem)
+    quick = problem.belief(window)
+    for one, other in zip(quick, belief, strict=True):
+        torch.testing.assert_close(one, other)
