@@ -33,7 +33,7 @@ DT, LONG, DIM, BASES, BINS = 0.05, 100_000, 20, 15, 10
 NOISE, LEVELS, ORDINALS, COUNTS = 0.1, 7, 8, 3
 COMMAND = "python -m benchmarks multimodal_forcing --out benchmarks/results"
 VARIANTS = {"all": ("x", "level", "count"), "discrete": ("level", "count")}
-ENGINE = {"steps": 10_000, "sequence": 300, "batch_size": 16, "learning_rate": (2e-3, 1e-5)}
+ENGINE = {"steps": 5_000, "sequence": 300, "batch_size": 16, "learning_rate": (1e-2, 2e-4)}
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -216,8 +217,8 @@ class MultimodalTraining(Problem):
     # ---- what it is worth ---------------------------------------------------------------------
     @property
     def recognition(self) -> TeacherEncoder:
-        """The encoder."""
-        return self.encoder
+        """A copy of the encoder in float64, as models of fits are."""
+        return copy.deepcopy(self.encoder).to(torch.float64)
 
     def project(self) -> None:
         """Keeps the orbits of clipped maps bounded, if wanted."""

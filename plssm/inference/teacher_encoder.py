@@ -171,6 +171,7 @@ class _ModalityEncoder(nn.Module):
         self.second = nn.Conv1d(hidden, hidden, second, padding=second // 2, **kind)
         self.last = nn.Linear(2 * hidden, 2 * states, **kind)
         with torch.no_grad():
+            self.last.weight[:states] *= 4.0
             self.last.weight[states:] = 0.0
             self.last.bias.zero_()
         self.register_buffer("centre", torch.zeros(columns, **kind))

@@ -135,7 +135,10 @@ class TeacherForcing(Engine):
         super().check(model, data)
         self.scheme.refuse(model)
 
-    def infer(self, model: StateSpaceModel, data: Dataset, *, causal: bool = False) -> Posterior:
+    def infer(
+        self, model: StateSpaceModel, data: Dataset, *, causal: bool = False,
+        recognition: nn.Module | None = None,  # noqa: ARG002 (the model alone is asked)
+    ) -> Posterior:  # fmt: skip
         """Posterior of the latent paths: Laplace smoothing, or causal filtering."""
         return smooth(model, data, method="laplace", causal=causal)
 
