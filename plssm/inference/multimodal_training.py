@@ -117,9 +117,9 @@ class MultimodalTraining(Problem):
         """
         weight, known = window.weight, belief.known
         informed, begin = first_known(known)
-        shown = teacher
+        shown = teacher if self.scheme.sampled else belief.mean
         if len(jitter):
-            shown = teacher + self.engine.noise * belief.mean.detach().std((0, 1)) * jitter[0]
+            shown = shown + self.engine.noise * belief.mean.detach().std((0, 1)) * jitter[0]
         path = self.path(shown, known, share, begin, window.batch.inputs)
         seen = torch.where(known[..., None], teacher, path[..., : self.states])
         both = self.visible(torch.stack([self.extended(seen), path]))
@@ -227,13 +227,18 @@ class MultimodalTraining(Problem):
 
     @torch.no_grad()
     def measures(self) -> dict[str, float]:
-        """How close free runs are to what the encoder makes of the data (:class:`FreeRuns`)."""
+        """How close free runs are to what the encoder makes of the data (:class:`FreeRuns`).
+
+        Where trials are short or driven the score is NaN and the loss decides: an encoder that
+        has learned nothing can make data that any run resembles.
+        """
         belief = self.encoder(self.model, self.check)
         signal = LatentSignal(belief, self.model.dim)
         free = FreeRuns(signal, self.check, inputs=self.model.dynamics.n_inputs > 0)
-        return free.measures(
+        found = free.measures(
             self.model.dynamics, lambda z: self.extended(z[:, : self.states], hidden=True)
         )
+        return found if free.long else found | {"score": math.nan}
 
 
 def first_known(known: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,12 +26,13 @@ class TestCountsAndLevels(EngineContract):
 
     def create(self):
         return TeacherForcing(
-            scheme=MTF(3, states=2), seed=1, steps=40, sequence=8, batch_size=4, checks=2,
+            scheme=MTF(3, states=2), seed=1, steps=60, sequence=8, batch_size=4, checks=2,
             dtype="float64",
         )  # fmt: skip
 
     def model(self):
-        return ps.StateSpaceModel(
-            ps.dynamics.AlmostLinearRNN(3, 2, inputs=1),
-            {"n": ps.observations.Poisson(4), "l": ps.observations.Ordinal(2, 3)},
-        )
+        observations = {
+            "n": ps.observations.Poisson(2, link="softplus"),
+            "l": ps.observations.Ordinal(2, 3),
+        }
+        return ps.StateSpaceModel(ps.dynamics.AlmostLinearRNN(3, 2, inputs=1), observations)
