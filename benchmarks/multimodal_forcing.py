@@ -33,7 +33,9 @@ DT, LONG, DIM, BASES, BINS = 0.05, 100_000, 20, 15, 10
 NOISE, LEVELS, ORDINALS, COUNTS = 0.1, 7, 8, 3
 COMMAND = "python -m benchmarks multimodal_forcing --out benchmarks/results"
 VARIANTS = {"all": ("x", "level", "count"), "discrete": ("level", "count")}
-ENGINE = {"steps": 5_000, "sequence": 300, "batch_size": 16, "learning_rate": (1e-2, 2e-4)}
+ENGINE = {
+    "steps": 4_500, "sequence": 300, "batch_size": 16, "learning_rate": (1e-2, 2e-4), "checks": 15,
+}  # fmt: skip
 
 
 @functools.cache
@@ -166,16 +168,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     given = parser.parse_args(argv)
     names = given.variant or list(VARIANTS)
-    rows = [train(name, given.first + s)[0] for s in range(given.seeds) for name in names]
     file = None if given.out is None else given.out / "multimodal_forcing.json"
     made = json.loads(file.read_text()) if file is not None and file.exists() else {}
-    made["command"] = COMMAND
-    made["rows"] = [r for r in made.get("rows", []) if r["variant"] not in names] + rows
+    made |= {"command": COMMAND, "settings": ENGINE}
+    seeds = [given.first + s for s in range(given.seeds)]
     for name in names:
-        made[name] = summarise([r for r in rows if r["variant"] == name])
+        old = [r for r in made.get("rows", []) if r["variant"] != name or r["seed"] not in seeds]
+        made["rows"] = old
+        for seed in seeds:
+            made["rows"] = [*made["rows"], train(name, seed)[0]]
+            made[name] = summarise([r for r in made["rows"] if r["variant"] == name])
+            if file is not None:  # after every fit: a later one may be interrupted
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(made, indent=1, default=float) + "\n")
         print(name, json.dumps(made[name]))
-    if file is not None:
-        file.write_text(json.dumps(made, indent=1, default=float) + "\n")
     return 0
 
 

@@ -39,8 +39,8 @@ class MTF(ForcingScheme):
     teach the map. Observations of any kind and in any number may be missing at any step: the
     encoder says nothing where nothing is observed, and nothing is forced there.
 
-    The sample stands in all terms but the path, which is forced with the encoder's mean unless
-    `sampled`.
+    The teacher must be a sample: a mean, which has no noise, tells the path in small details what
+    the encoder knows of the coming steps, and the map learns to read them instead of the dynamics.
 
     Args:
         interval: Steps between two replacements of the state; "auto" takes it from the decay of
@@ -53,9 +53,6 @@ class MTF(ForcingScheme):
         consistency: Weight of the sample given the path.
         annealed: Whether the weight of the reconstruction falls to zero during training, and those
             of observation and consistency are zero for the first tenth.
-        sampled: Whether the path is replaced by the sample, as published, or by the encoder's
-            mean. Noise in what a map starts from shrinks what it learns, the more the less the
-            data say.
 
     References:
         Brenner, Hess, Koppe and Durstewitz 2024, Integrating multimodal data for joint generative
@@ -69,7 +66,6 @@ class MTF(ForcingScheme):
     observation: float = 1.0
     consistency: float = 1.0
     annealed: bool = False
-    sampled: bool = False
 
     def __post_init__(self) -> None:
         SparseTF(self.interval)  # refuses intervals that are none

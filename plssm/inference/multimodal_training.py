@@ -117,7 +117,7 @@ class MultimodalTraining(Problem):
         """
         weight, known = window.weight, belief.known
         informed, begin = first_known(known)
-        shown = teacher if self.scheme.sampled else belief.mean
+        shown = teacher
         if len(jitter):
             shown = shown + self.engine.noise * belief.mean.detach().std((0, 1)) * jitter[0]
         path = self.path(shown, known, share, begin, window.batch.inputs)

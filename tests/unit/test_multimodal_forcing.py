@@ -74,7 +74,6 @@ def drawn(problem, seed=5):
 
 def plain_parts(problem, window, belief, teacher, share):
     """The loss by loops over trials and steps, one density at a time."""
-    shown = teacher if problem.scheme.sampled else belief.mean
     model, K, batch = problem.model, problem.states, window.batch
     totals = dict.fromkeys(("reconstruction", "observation", "consistency", "entropy"), 0.0)
     for b, length in enumerate(batch.length.tolist()):
@@ -84,7 +83,7 @@ def plain_parts(problem, window, belief, teacher, share):
         for t in range(batch.steps):
             block = sum(1 for s in range(1, t + 1) if share[s] > 0)
             if t == 0:
-                z = torch.cat([shown[b, 0], problem.first_state @ shown[b, 0]])
+                z = torch.cat([teacher[b, 0], problem.first_state @ teacher[b, 0]])
             else:
                 s = None if batch.inputs is None else batch.inputs[b, t]
                 z = model.dynamics.step(z, s)
@@ -92,9 +91,9 @@ def plain_parts(problem, window, belief, teacher, share):
             if known[t] and block not in used:
                 used[block] = t
                 if begin == t:
-                    z = torch.cat([shown[b, t], problem.first_state @ shown[b, t]])
+                    z = torch.cat([teacher[b, t], problem.first_state @ teacher[b, t]])
                 elif t > 0 and share[max(s for s in range(t + 1) if s == 0 or share[s] > 0)] > 0:
-                    z = torch.cat([shown[b, t], z[K:]])
+                    z = torch.cat([teacher[b, t], z[K:]])
         path = torch.stack(path)
         for t in range(length):
             w, after = float(window.weight[b, t]), begin is not None and t > begin
@@ -128,11 +127,11 @@ def plain_parts(problem, window, belief, teacher, share):
 
 @pytest.mark.parametrize("states", [None, 3])
 @pytest.mark.parametrize("sequence", [20, 4])
-@pytest.mark.parametrize("inputs, sampled", [(0, True), (2, True), (2, False)])
-def test_the_loss_is_that_of_a_plain_loop(states, sequence, inputs, sampled):
+@pytest.mark.parametrize("inputs", [0, 2])
+def test_the_loss_is_that_of_a_plain_loop(states, sequence, inputs):
     """All four terms: ragged trials, own clocks, missing entries and steps, windows, inputs."""
     data = recording(inputs=inputs)
-    scheme = MTF(3, states=states, sampled=sampled)
+    scheme = MTF(3, states=states)
     problem = a_problem(scheme, data, a_model(inputs=inputs), sequence=sequence)
     window, belief, noise = drawn(problem)
     teacher = belief.sample(noise)
@@ -191,7 +190,7 @@ def test_consistency_and_entropy_balance_at_the_spread():
 def test_gradients_through_the_sampled_teacher():
     """The whole loss against finite differences: encoder, map, decoders, spread, first state."""
     data = recording(lengths=(7, 5))
-    problem = a_problem(MTF(3, states=2, sampled=True), data, a_model(dim=3))
+    problem = a_problem(MTF(3, states=2), data, a_model(dim=3))
     window, _, noise = drawn(problem)
     share = torch.zeros(noise.shape[1], dtype=torch.float64)
     share[3::3] = 1.0
