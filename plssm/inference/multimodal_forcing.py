@@ -48,6 +48,8 @@ class MTF(ForcingScheme):
         states: Number K of states that are forced and that the decoders see; None is all. The
             others are free: the first ones of a sequence are a learned linear map of the K.
         hidden: Width of the encoder's networks; multiples of 16 are fast.
+        causal: Whether the encoder looks at the present step and earlier ones only, so that a
+            teacher knows nothing of the steps that the map is to predict from it.
         reconstruction: Weight of the data given the sample.
         observation: Weight of the data given the path.
         consistency: Weight of the sample given the path.
@@ -62,6 +64,7 @@ class MTF(ForcingScheme):
     interval: int | str = 10
     states: int | None = None
     hidden: int = 16
+    causal: bool = False
     reconstruction: float = 1.0
     observation: float = 1.0
     consistency: float = 1.0

@@ -54,7 +54,9 @@ class MultimodalTraining(Problem):
     ) -> None:  # fmt: skip
         self.engine, self.scheme, self.model, self.check = engine, scheme, model, check
         states = scheme.states or model.dim
-        encoder = TeacherEncoder.for_model(model, batch, states, hidden=scheme.hidden, seed=seed)
+        encoder = TeacherEncoder.for_model(
+            model, batch, states, hidden=scheme.hidden, causal=scheme.causal, seed=seed
+        )
         kind = next(iter(batch.modalities.values())).y.dtype
         self.encoder, self.states = encoder.to(kind), states
         self.features = self.encoder.features(model, batch)

@@ -52,40 +52,45 @@ class TeacherEncoder(Configurable, nn.Module):
     .. math:: q(z_t) = N\Big( \frac{\sum_m \lambda^{(m)}_t \circ \mu^{(m)}_t}
         {1 + \sum_m \lambda^{(m)}_t}, \frac1{1 + \sum_m \lambda^{(m)}_t} \Big)
 
-    mu and lambda of a modality depend on its samples within 8 steps, and are nothing where it has
-    no sample; the one is a unit Gaussian, which is what remains where nothing is observed. A
-    trial depends on no other.
+    mu and lambda of a modality depend on its samples within 8 steps (of a causal encoder: on those
+    of this step and the 16 before it), and are nothing where it has no sample; the one is a unit
+    Gaussian, which is what remains where nothing is observed. A trial depends on no other.
 
     Args:
         sizes: For each modality channels, columns read of a sample, and covariates.
         states: Number K of states.
         hidden: Width of the networks; multiples of 16 are fast.
+        causal: Whether later samples are not looked at.
         seed: Seed of their start values.
+
+    Attributes:
+        reach: Steps on which a belief depends before its own (and after it, if not causal).
 
     References:
         Brenner, Hess, Koppe and Durstewitz 2024, Integrating multimodal data for joint generative
         modeling of complex dynamics, ICML, arXiv:2212.07892.
     """
 
-    reach = sum(width // 2 for width in WIDTHS)
-
     def __init__(
-        self, sizes: Mapping[str, list[int]], states: int, *, hidden: int = 16, seed: int = 0
-    ) -> None:
+        self, sizes: Mapping[str, list[int]], states: int, *, hidden: int = 16,
+        causal: bool = False, seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         if hidden < 1:
             raise PlssmError(f"TeacherEncoder: hidden is {hidden}, wanted >= 1.")
-        self.states = states
+        self.reach = sum(width - 1 for width in WIDTHS) // (1 if causal else 2)
+        self.states, shape = states, (states, hidden, causal)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.modalities = nn.ModuleDict(
-                {name: _ModalityEncoder(*size, states, hidden) for name, size in sizes.items()}
+                {name: _ModalityEncoder(*size, *shape) for name, size in sizes.items()}
             )
 
     @classmethod
     def for_model(
-        cls, model: StateSpaceModel, batch: Batch, states: int, *, hidden: int = 16, seed: int = 0
-    ) -> Self:
+        cls, model: StateSpaceModel, batch: Batch, states: int, *, hidden: int = 16,
+        causal: bool = False, seed: int = 0,
+    ) -> Self:  # fmt: skip
         """An encoder of the modalities of a model; samples are standardised by training data.
 
         Args:
@@ -93,6 +98,7 @@ class TeacherEncoder(Configurable, nn.Module):
             batch: Training trials.
             states: Number K of states.
             hidden: See the class.
+            causal: See the class.
             seed: See the class.
         """
         found = _samples(model, batch, model.observations)
@@ -100,7 +106,7 @@ class TeacherEncoder(Configurable, nn.Module):
             name: [s.count.shape[-1], s.x.shape[-1], s.beside.shape[-1]]
             for name, s in found.items()
         }
-        encoder = cls(sizes, states, hidden=hidden, seed=seed)
+        encoder = cls(sizes, states, hidden=hidden, causal=causal, seed=seed)
         for name, samples in found.items():
             encoder.modalities[name].learn_scale(samples)
         return encoder
@@ -158,17 +164,21 @@ class _ModalityEncoder(nn.Module):
         covariates: R.
         states: K.
         hidden: Width.
+        causal: Whether later samples are not looked at.
     """
 
     def __init__(
-        self, channels: int, columns: int, covariates: int, states: int, hidden: int
-    ) -> None:
+        self, channels: int, columns: int, covariates: int, states: int, hidden: int,
+        causal: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         kind, (first, second) = {"dtype": torch.float64}, WIDTHS
+        self.causal = causal
         self.share = columns // channels
         self.read = nn.Linear(columns + channels + covariates + 1, hidden, **kind)
-        self.first = nn.Conv1d(hidden, hidden, first, padding=first // 2, **kind)
-        self.second = nn.Conv1d(hidden, hidden, second, padding=second // 2, **kind)
+        wide = 1 if causal else 2
+        self.first = nn.Conv1d(hidden, hidden, first, padding=(first - 1) // wide, **kind)
+        self.second = nn.Conv1d(hidden, hidden, second, padding=(second - 1) // wide, **kind)
         self.last = nn.Linear(2 * hidden, 2 * states, **kind)
         with torch.no_grad():
             self.last.weight[:states] *= 4.0
@@ -201,8 +211,9 @@ class _ModalityEncoder(nn.Module):
             within: Which steps exist, 0 or 1 [B, 1, T].
         """
         read = (self.read.weight @ x.mT + self.read.bias[:, None]) * within
-        smooth = self.first(read) * within
-        bent = nn.functional.silu(self.second(nn.functional.silu(smooth)))
+        steps = read.shape[-1]
+        smooth = self.first(read)[..., :steps] * within
+        bent = nn.functional.silu(self.second(nn.functional.silu(smooth))[..., :steps])
         out = self.last.weight @ torch.cat([smooth, bent], dim=1) + self.last.bias[:, None]
         mean, sure = out.chunk(2, dim=1)
         return mean, (SURE + RANGE * torch.tanh(sure / RANGE)).exp()

@@ -217,8 +217,8 @@ def test_gradients_through_the_sampled_teacher():
 
 
 # ---- the encoder -----------------------------------------------------------------------------
-def an_encoder(model, batch, states=3):
-    encoder = TeacherEncoder.for_model(model, batch, states, seed=1)
+def an_encoder(model, batch, states=3, **options):
+    encoder = TeacherEncoder.for_model(model, batch, states, seed=1, **options)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for p in encoder.parameters():
@@ -266,6 +266,22 @@ def test_a_trial_depends_on_no_other():
         alone = encoder(model, data.select(trials=[b]).batch())
         torch.testing.assert_close(alone.mean[0], whole.mean[b, :length])
         torch.testing.assert_close(alone.precision[0], whole.precision[b, :length])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_how_far_an_encoder_looks(causal):
+    """A sample changes the beliefs within reach of it, and of a causal one only later ones."""
+    data, model = recording(lengths=(60,), missing=0.0), a_model()
+    encoder = an_encoder(model, data.batch(), causal=causal)
+    batch = data.batch()
+    before = encoder(model, batch)
+    batch.modalities["x"].y[0, 30] += 1.0
+    after = encoder(model, batch)
+    moved = (after.mean != before.mean).any(-1)[0].nonzero()[:, 0].tolist()
+    first = 30 if causal else 30 - encoder.reach
+    assert encoder.reach == (16 if causal else 8)
+    seen = batch.modalities["x"].mask.any(-1)[0]
+    assert moved == [t for t in range(first, 30 + encoder.reach + 1) if seen[t]]
 
 
 def test_what_is_missing_may_hold_anything():
