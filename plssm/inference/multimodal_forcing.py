@@ -45,8 +45,9 @@ class MTF(ForcingScheme):
     Args:
         interval: Steps between two replacements of the state; "auto" takes it from the decay of
             correlations in the data.
-        states: Number K of states that are forced and that the decoders see; None is all. The
-            others are free: the first ones of a sequence are a learned linear map of the K.
+        states: Number K of states that are forced; None is all. The others are free: at the
+            start of a sequence they are a learned linear map of the K, and fresh decoders do not
+            see them.
         hidden: Width of the encoder's networks; multiples of 16 are fast.
         causal: Whether the encoder looks at the present step and earlier ones only, so that a
             teacher knows nothing of the steps that the map is to predict from it.
@@ -105,25 +106,16 @@ class MTF(ForcingScheme):
         return replace(self, interval=forcing_interval(data))
 
     def refuse(self, model: StateSpaceModel) -> None:
-        """Refuses more forced states than there are, and decoders that see other states.
+        """Refuses more forced states than there are.
 
         Raises:
-            CapabilityError: Naming the modality and what to do.
+            CapabilityError: Saying how many there are.
         """
-        if self.states is None:
-            return
-        if self.states > model.dim:
+        if self.states is not None and self.states > model.dim:
             raise CapabilityError(
                 f"MTF: {self.states} states are to be forced, the map has {model.dim}; use "
                 f"states=None or at most {model.dim}."
             )
-        for name, observation in model.observations.items():
-            fixed = observation.initialised or not observation.weight.requires_grad
-            if fixed and bool((observation.weight[:, self.states :] != 0).any()):
-                raise CapabilityError(
-                    f"MTF: {name!r} is known to see more than the first {self.states} states; use "
-                    "states=None, or a fresh observation model."
-                )
 
     @torch.no_grad()
     def start(self, model: StateSpaceModel, batch: Batch) -> None:

@@ -36,8 +36,9 @@ class MultimodalTraining(Problem):
         - \log N(\hat z_t; z_t, R) - H(q_t), \qquad \hat z_t \sim q_t
 
     q comes from the encoder; z is the path of the map that is replaced by the sample at intervals.
-    Steps without any data have no teacher and no terms but the path's; the path is compared from
-    the first step on that follows one with data.
+    Where the encoder says nothing, at steps without data and of states that are not forced, the
+    path stands in for the teacher; the path is compared from the first step on that follows one
+    with data. Decoders do not see states that are not forced, unless they did from the start.
 
     Args:
         engine: The settings of the training.
@@ -65,6 +66,7 @@ class MultimodalTraining(Problem):
         self.windows = BatchWindows(batch, steps=engine.sequence, context=context)
         self.total = int(batch.length.sum())
         self.forcing = scheme.begin()
+        self.visible = {n: _seen(o.weight, states) for n, o in model.observations.items()}
         generator = torch.Generator().manual_seed(seed)
         bound = (6.0 / model.dim) ** 0.5
         values = (2 * torch.rand(model.dim - states, states, generator=generator) - 1) * bound
@@ -123,12 +125,13 @@ class MultimodalTraining(Problem):
         if len(jitter):
             shown = shown + self.engine.noise * belief.mean.detach().std((0, 1)) * jitter[0]
         path = self.path(shown, known, share, begin, window.batch.inputs)
-        seen = torch.where(known[..., None], teacher, path[..., : self.states])
-        both = self.visible(torch.stack([self.extended(seen), path]))
+        own, rest = path.split([self.states, self.model.dim - self.states], dim=-1)
+        seen = torch.where(known[..., None], teacher, own)
+        both = torch.stack([torch.cat([seen, rest], dim=-1), path])
         reconstruction, observation = self.log_prob(window.batch, both, weight, informed)
         compared = weight * (informed & known)
         variance = self.log_spread.exp()
-        squares = (teacher - path[..., : self.states]).square() / variance
+        squares = (teacher - own).square() / variance
         constant = self.log_spread.sum() + self.states * math.log(2 * math.pi)
         consistency = 0.5 * (compared * (squares.sum(-1) + constant)).sum()
         entropy = (weight * known * belief.entropy()).sum()
@@ -155,7 +158,7 @@ class MultimodalTraining(Problem):
             begin: The first step with data [B, T], bool.
             inputs: [B, T, K], or None.
         """
-        whole = self.extended(teacher, hidden=True)
+        whole = self.extended(teacher)
         if teacher.shape[1] == 1:
             return whole
         forced = forced_steps(known, share)
@@ -170,21 +173,11 @@ class MultimodalTraining(Problem):
         )
         return torch.cat([whole[:, :1], rest], dim=1)
 
-    def extended(self, teacher: Tensor, *, hidden: bool = False) -> Tensor:
-        """Forced states [..., K] as states [..., M]; the others zero, or a linear map of them."""
-        rest = self.model.dim - self.states
-        if not rest:
-            return teacher
-        if hidden:
-            return torch.cat([teacher, teacher @ self.first_state.T], dim=-1)
-        other = teacher.new_zeros(*teacher.shape[:-1], rest)
-        return torch.cat([teacher, other], dim=-1)
-
-    def visible(self, z: Tensor) -> Tensor:
-        """States as the decoders see them: those beyond the first K are zero."""
+    def extended(self, teacher: Tensor) -> Tensor:
+        """States [..., M] of which the first K are given; the others are a linear map of them."""
         if self.states == self.model.dim:
-            return z
-        return torch.cat([z[..., : self.states], torch.zeros_like(z[..., self.states :])], dim=-1)
+            return teacher
+        return torch.cat([teacher, teacher @ self.first_state.T], dim=-1)
 
     def log_prob(
         self, batch: Batch, z: Tensor, weight: Tensor, informed: Tensor
@@ -200,8 +193,9 @@ class MultimodalTraining(Problem):
         counted = torch.stack([weight, weight * informed])
         totals = z.new_zeros(2)
         for name, observation in self.model.observations.items():
-            m = batch.modalities[name]
-            entries = observation.log_prob_entries(m, z).sum(-1)
+            m, visible = batch.modalities[name], self.visible[name]
+            shown = z if visible is None else torch.where(visible, z, 0.0)
+            entries = observation.log_prob_entries(m, shown).sum(-1)
             at = gather(counted[..., None], m.clock, m.y.shape[1])[..., 0]
             totals = totals + (entries * at).sum((1, 2))
         return totals[0], totals[1]
@@ -237,10 +231,15 @@ class MultimodalTraining(Problem):
         belief = self.encoder(self.model, self.check)
         signal = LatentSignal(belief, self.model.dim)
         free = FreeRuns(signal, self.check, inputs=self.model.dynamics.n_inputs > 0)
-        found = free.measures(
-            self.model.dynamics, lambda z: self.extended(z[:, : self.states], hidden=True)
-        )
+        found = free.measures(self.model.dynamics, lambda z: self.extended(z[:, : self.states]))
         return found if free.long else found | {"score": math.nan}
+
+
+def _seen(weight: Tensor, states: int) -> Tensor | None:
+    """States that a decoder sees [M], bool; None where it sees all."""
+    forced = torch.arange(weight.shape[1]) < states
+    seen = forced | (weight.detach() != 0).any(0)
+    return None if bool(seen.all()) else seen
 
 
 def first_known(known: Tensor) -> tuple[Tensor, Tensor]:
