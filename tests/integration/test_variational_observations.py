@@ -47,7 +47,8 @@ def test_alone(small, observed_by, tmp_path):
 def test_in_pairs(small, observed_by_two):
     """One of the two is absent in the last trial."""
     data, (one, two) = small.data(list(observed_by_two)), observed_by_two
-    engine = VariationalInference(**SETTINGS | {"steps": 4}, encoder="none", drop=0.3, start="model")
+    few = SETTINGS | {"steps": 4, "start": "model"}
+    engine = VariationalInference(**few, encoder="none", drop=0.3)
     fit = engine.fit(small.model(observed_by_two), data, progress=False)
     finite(fit, data)
     guess = fit.predict(data, one, given=[two], samples=4)
