@@ -51,8 +51,9 @@ def started_model(
             stages = (Stage("start", 0),)
         elif not iterations:
             stages = (Stage("linear", LINEAR, dynamics="linear"), Stage("start", 0))
+        weights = {name: float(o.tempering) for name, o in model.observations.items()}
         options = {"iterations": max(iterations, 1), "stages": stages}
-        engine = LaplaceEM(seed=seed, start=start, **options)
+        engine = LaplaceEM(seed=seed, start=start, modality_weights=weights, **options)
         return working_copy(engine.fit(copy, data, progress=False).model)
     batch = data.batch()
     quadratic = all(o.quadratic for o in model.observations.values())
