@@ -26,6 +26,8 @@ Strict: trained on the subjects of five block orders (two runs of each), tested 
 the sixth; the free start only, because a clock would carry the orders of the training subjects.
 The logistic regressions have all five runs there. Logistic regression does not know the label
 order within a subject, a clock does: "told_the_order" is the reference that knows it, too.
+
+``--engine variational`` adds variational inference beside LaplaceEM (`_nback_variational.py`).
 """
 
 from __future__ import annotations
@@ -178,15 +180,20 @@ def fit(bold: np.ndarray, labels: np.ndarray, choice: dict, *, linear: bool = Fa
     weights = {"stage": choice["label_weight"]}
     engine = ps.inference.LaplaceEM(seed=0, stages=stages, modality_weights=weights)
     made = engine.fit(model, data, progress=False)
+    make_broad(made, data)
+    if choice["start"] == "clock":
+        read_out_from_bold(made, bold, labels.astype(float))
+    return made
+
+
+def make_broad(made: ps.Fit, data: ps.Dataset) -> None:
+    """Give the first state mean and covariance of all posterior states of some runs."""
     posterior = made.posterior(data)
     dim = made.model.dim
     z = posterior.mean.numpy().reshape(-1, dim)
     spread = posterior.covariance().numpy().reshape(-1, dim, dim).mean(0)
     made.model.dynamics.initial.mean = z.mean(0)
     made.model.dynamics.initial.noise.covariance = np.cov(z.T) + spread
-    if choice["start"] == "clock":
-        read_out_from_bold(made, bold, labels.astype(float))
-    return made
 
 
 def decode(made: ps.Fit, bold: np.ndarray, labels: np.ndarray, s: int, r: int) -> dict[str, list]:
@@ -354,10 +361,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory", type=Path, help="folder for finished parts")
+    parser.add_argument("--engine", choices=("laplace", "variational"), default="laplace")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", RuntimeWarning)
     memory = Memory(given.memory)
+    if given.engine == "variational":
+        from benchmarks._nback_variational import add_variational
+
+        return add_variational(given.out, memory)
     bold, labels = recording()
     inner = inner_rows(bold, labels, memory)
     made: dict[str, Any] = {

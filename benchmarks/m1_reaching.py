@@ -10,6 +10,11 @@ Smoothing uses counts after a bin as well; "causal" rows use counts up to the bi
 on the counts of six bins before and after are added, since they see about what smoothing sees.
 Bands: of the latent models quantiles of the predictive distribution, of ridge regressions the
 variance of out-of-fold residuals.
+
+``--engine variational`` adds variational inference beside LaplaceEM, with the dimension and the
+weight of the counts that were chosen for LaplaceEM, from its own start and from LaplaceEM's fit;
+only the chance that a modality is hidden in training is chosen, on the same quarters. The fits are
+also decoded by the Laplace posterior: what the model has learned, without its encoder.
 """
 
 from __future__ import annotations
@@ -35,6 +40,9 @@ DIM, WEIGHTS, DIMS = 8, (1.0, 0.3, 0.1, 0.03), (5, 12)  # first the weight at DI
 PENALTIES = 10.0 ** np.arange(0, 5, 0.5)
 LAGS = {"1 bin": (0,), "6 lags": range(6), "6 bins either side": range(-6, 7)}
 PUBLISHED = {"r2": 0.53, "r2_mean_of_components": 0.55, "accuracy": 0.765, "accuracy_reach": 0.96}
+DROPS, UPDATES, STARTS = (0.0, 0.5), 1000, ("own start", "from LaplaceEM")
+SHOWN = ("r2", "accuracy", "accuracy_reach", "brier", "nats_velocity", "nats_target", "minutes")
+RESULTS = Path(__file__).parent / "results"
 MAPS = {"PLRNN": ps.dynamics.PLRNN, "LinearDynamics": ps.dynamics.LinearDynamics}
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # counts, velocity, target
 
@@ -147,16 +155,33 @@ def dataset(arrays: Arrays, pieces: list[slice], scale: Arrays) -> ps.Dataset:
     return ps.Dataset.from_arrays(cut, dt=1.0, kinds={"spikes": "count", "target": "label"})
 
 
-def trained(name: str, dim: int, weight: float, seed: int, data: ps.Dataset) -> ps.Fit:
-    """One fit of counts, velocity and target together."""
+def fresh_model(name: str, dim: int) -> ps.StateSpaceModel:
+    """Counts, velocity and target."""
     observations = {
         "spikes": ps.observations.Poisson(71),
         "velocity": ps.observations.Gaussian(2),
         "target": ps.observations.Categorical(4),
     }
-    model = ps.StateSpaceModel(MAPS[name](dim), observations)
+    return ps.StateSpaceModel(MAPS[name](dim), observations)
+
+
+def trained(name: str, dim: int, weight: float, seed: int, data: ps.Dataset) -> ps.Fit:
+    """One fit of counts, velocity and target together."""
+    model = fresh_model(name, dim)
     engine = ps.inference.LaplaceEM(
         seed=seed, iterations=ITERATIONS, modality_weights={"spikes": weight}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return engine.fit(model, data, progress=False)
+
+
+def variational(
+    model: ps.StateSpaceModel, weight: float, seed: int, drop: float, data: ps.Dataset
+) -> ps.Fit:
+    """Variational inference from a fresh model, or on from a trained one."""
+    engine = ps.inference.VariationalInference(
+        seed=seed, steps=UPDATES, drop=drop, modality_weights={"spikes": weight}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -210,6 +235,58 @@ def latent_model(name: str, train: Arrays, test: Arrays, seeds: int) -> dict:
     return made
 
 
+# ---- variational inference --------------------------------------------------------------------
+def without_encoder(fit: ps.Fit, data: ps.Dataset) -> ps.Fit:
+    """The same model, its posteriors by Laplace's method."""
+    engine = ps.inference.LaplaceEM(modality_weights=fit.engine.modality_weights)
+    return ps.Fit.after_training(fit.model, engine, data, history=fit.history, seconds=fit.seconds)
+
+
+def log_scores(fit: ps.Fit, data: ps.Dataset) -> dict[str, float]:
+    """Nats per value of velocity (in units of its spread) and target, given the counts."""
+    table = fit.score(data, given=["spikes"])
+    return {f"nats_{n}": float(table.loc[n, "log_likelihood"]) for n in ("velocity", "target")}
+
+
+def hidden_chance(dim: int, weight: float, train: Arrays) -> tuple[float, list[dict]]:
+    """How often to hide modalities in training, by R² + accuracy over the quarters."""
+    rows = []
+    for drop in DROPS:
+        found = []
+        for pieces, held in folds(len(train[0])):
+            data, left = dataset(train, pieces, train), dataset(train, [held], train)
+            fit = trained("PLRNN", dim, weight, 0, data)
+            fit = variational(fit.model, weight, 0, drop, data)
+            found.append(decoded(fit, left) | log_scores(fit, left))
+        names = ("r2", "accuracy", "brier", "nats_velocity", "nats_target")
+        mean = {k: float(np.mean([r[k] for r in found])) for k in names}
+        rows.append({"drop": drop, **mean, "score": mean["r2"] + mean["accuracy"]})
+        show("variational, from LaplaceEM, cross-validation", rows[-1])
+    return max(rows, key=lambda r: r["score"])["drop"], rows
+
+
+def variational_models(known: dict, train: Arrays, test: Arrays, seeds: int) -> dict:
+    """LaplaceEM and variational inference side by side on the test part, smoothed."""
+    dim, weight = known["PLRNN"]["chosen"]["dim"], known["PLRNN"]["chosen"]["weight"]
+    began = time.perf_counter()
+    drop, tried = hidden_chance(dim, weight, train)
+    whole, unseen = dataset(train, [slice(None)], train), dataset(test, [slice(None)], train)
+    made: dict = {"dim": dim, "weight": weight, "drop": drop, "tried": tried, "rows": []}
+    for seed in range(seeds):
+        laplace = trained("PLRNN", dim, weight, seed, whole)
+        fits = {"LaplaceEM": laplace}
+        for start, first in zip(STARTS, (fresh_model("PLRNN", dim), laplace.model), strict=True):
+            fits[start] = variational(first, weight, seed, drop, whole)
+            fits[f"{start}, Laplace posterior"] = without_encoder(fits[start], whole)
+        for name, fit in fits.items():
+            row = {"engine": name, "seed": seed, "minutes": fit.seconds / 60}
+            made["rows"].append(row | decoded(fit, unseen) | log_scores(fit, unseen))
+            shown = {k: v for k, v in made["rows"][-1].items() if k != "engine"}
+            show(f"{name} seed {seed}", shown)
+    made["seconds"] = time.perf_counter() - began
+    return made
+
+
 def show(title: str, row: dict) -> None:
     """Print one row."""
     flat = {k: v for k, v in row.items() if not isinstance(v, dict)} | row.get("coverage", {})
@@ -231,13 +308,30 @@ def verdict(made: dict) -> dict:
     return out
 
 
+def add_variational(given: argparse.Namespace) -> int:
+    """Add variational inference to the file of the other figures."""
+    path = (given.out or RESULTS) / "m1_reaching.json"
+    made = json.loads(path.read_text())
+    made["variational"] = variational_models(made, part(0), part(1), given.seeds)
+    made["variational"]["command"] = COMMAND + " --engine variational"
+    for name in dict.fromkeys(r["engine"] for r in made["variational"]["rows"]):
+        rows = [r for r in made["variational"]["rows"] if r["engine"] == name]
+        show(f"median {name}", {k: float(np.median([r[k] for r in rows])) for k in SHOWN})
+    if given.out is not None:
+        path.write_text(json.dumps(made, indent=1, default=float) + "\n")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Fit regressions and latent models, print and write all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--engine", choices=("laplace", "variational"), default="laplace")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if given.engine == "variational":
+        return add_variational(given)
     began = time.perf_counter()
     train, test = part(0), part(1)
     settings = {"folds": FOLDS, "iterations": ITERATIONS, "seeds": given.seeds}
