@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["PathTraining", "window_steps"]
 
 CHECKED = 20_000  # latent steps, about, of the windows on which the bound is measured
+TWICE = 2  # passes over the data that these windows make at most
 STEPS = 1000  # latent steps of an update, about
 EXTRA = 20  # steps of context beside those that a network or an observation reaches
 
@@ -164,7 +165,8 @@ class PathTraining(Problem):
         self, check: Batch, steps: int, context: int, same: bool
     ) -> tuple[BatchWindow, float]:
         windows = self.windows if same else BatchWindows(check, steps=steps, context=context)
-        count = max(CHECKED // min(steps, check.steps), 1)
+        wanted = min(CHECKED, TWICE * int(check.length.sum()))
+        count = max(wanted // min(steps, check.steps), 1)
         drawn = windows.draw(count, torch.Generator().manual_seed(0))
         return drawn, windows.scale(len(drawn.batch)) / int(check.length.sum())
 
