@@ -1,10 +1,11 @@
 """Variational inference on the fMRI n-back stretches, beside LaplaceEM on the same ones.
 
-Of every subject one run is left out (subject modulo 5). Size of the state, weight of the labels
-and decision rule are those that the inner fits chose for LaplaceEM and that run; fits that start
-by themselves take the best free start of the inner grid. Compared are the encoder with
-convolutions and free evidence (which is fitted anew to the stretches), both on from LaplaceEM's
-fit, the encoder from its own start, and each fitted model with the Laplace posterior.
+Of every subject (the first ones, with --subjects) one run is left out (subject modulo 5). Size of
+the state, weight of the labels and decision rule are those that the inner fits chose for LaplaceEM
+and that run; fits that start by themselves take the best free start of the inner grid. Compared
+are the encoder with convolutions and free evidence (which is fitted anew to the stretches), both
+on from LaplaceEM's fit, the encoder from its own start, and each fitted model with the Laplace
+posterior.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from benchmarks.fmri_nback import (
     read_out_from_bold,
 )
 
-UPDATES = 600
+UPDATES = 400
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -105,7 +106,7 @@ def subject_rows(
     return out
 
 
-def add_variational(out: Path | None, memory: Memory) -> int:
+def add_variational(out: Path | None, memory: Memory, subjects: int = SUBJECTS) -> int:
     """Add the figures to the file of the others, and print means over subjects."""
     path = (out or RESULTS) / "fmri_nback.json"
     made = json.loads(path.read_text())
@@ -117,7 +118,7 @@ def add_variational(out: Path | None, memory: Memory) -> int:
     free = {k: best[k] for k in FREE[0]} | {"rule": rule}
     rows = {
         str(s): memory(f"variational_{s}", subject_rows, bold, labels, s, choices[s % RUNS], free)
-        for s in range(SUBJECTS)
+        for s in range(subjects)
     }
     table = {}
     for name in rows["0"]:

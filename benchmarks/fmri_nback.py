@@ -362,6 +362,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory", type=Path, help="folder for finished parts")
     parser.add_argument("--engine", choices=("laplace", "variational"), default="laplace")
+    parser.add_argument("--subjects", type=int, default=SUBJECTS, help="of --engine variational")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", RuntimeWarning)
@@ -369,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.engine == "variational":
         from benchmarks._nback_variational import add_variational
 
-        return add_variational(given.out, memory)
+        return add_variational(given.out, memory, given.subjects)
     bold, labels = recording()
     inner = inner_rows(bold, labels, memory)
     made: dict[str, Any] = {

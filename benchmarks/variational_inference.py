@@ -57,11 +57,12 @@ def linear(rng: np.random.Generator) -> ps.dynamics.LinearDynamics:
 
 
 def piecewise(rng: np.random.Generator) -> ps.dynamics.PLRNN:
-    """A PLRNN whose paths cross its kinks."""
-    coupling = 0.3 * rng.standard_normal((DIM, DIM))
+    """A PLRNN whose paths cross its kinks; a contraction, so that no path runs away."""
+    decay, coupling = rng.uniform(0.4, 0.7, DIM), rng.standard_normal((DIM, DIM))
     np.fill_diagonal(coupling, 0.0)
+    coupling *= ((0.97 - decay) / np.abs(coupling).sum(1))[:, None]
     return ps.dynamics.PLRNN.from_parameters(
-        A=rng.uniform(0.5, 0.9, DIM),
+        A=decay,
         W=coupling,
         h=0.2 * rng.standard_normal(DIM),
         process_noise=rng.uniform(0.1, 0.3, DIM),
