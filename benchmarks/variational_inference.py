@@ -259,7 +259,7 @@ def calibration_rows(kind: str, seed: int, steps: int) -> list[dict]:
     rows = [{"guide": "laplace", "posterior": laplace, "seconds": float("nan")}]
     for guide in GUIDES:
         engine = VariationalInference(
-            seed=seed, steps=steps, guide=guide, start="model", learning_rate=(5e-3, 1e-4),
+            seed=seed, steps=steps, guide=guide, start="model", learning_rate=(2e-2, 3e-4),
             checks=10,
         )  # fmt: skip
         fit = engine.fit(model, train, progress=False)
