@@ -284,7 +284,7 @@ def variational_models(known: dict, train: Arrays, test: Arrays, seeds: int) -> 
             row = {"engine": name, "seed": seed, "minutes": fit.seconds / 60}
             made["rows"].append(row | decoded(fit, unseen) | log_scores(fit, unseen))
             shown = {k: v for k, v in made["rows"][-1].items() if k != "engine"}
-            show(f"{name} seed {seed}", shown)
+            show(name, shown)
     made["seconds"] = time.perf_counter() - began
     return made
 
