@@ -21,7 +21,7 @@ NOISE = 0.1  # process-noise variance of a map that is drawn at random, for stat
 
 
 def started_model(
-    model: StateSpaceModel, data: Dataset, *, start: str, seed: int, iterations: int
+    model: StateSpaceModel, data: Dataset, *, start: str, seed: int, iterations: int = 20
 ) -> StateSpaceModel:
     """A float64 copy of a model whose fresh parts have data-driven start values.
 

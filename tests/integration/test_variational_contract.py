@@ -23,7 +23,9 @@ class Variational(EngineContract):
 
 class TestConvolutions(Variational):
     def create(self):
-        return VariationalInference(seed=2, steps=20, checks=2, hidden=8, draws=16, start_iterations=3)
+        return VariationalInference(
+            seed=2, steps=20, checks=2, hidden=8, draws=16, start_iterations=3,
+        )  # fmt: skip
 
 
 class TestRecurrentWithInputs(Variational):
