@@ -77,6 +77,11 @@ class StepSamples(NamedTuple):
     beside: Tensor
 
     @property
+    def covariates(self) -> Tensor:
+        """Regressors and inputs side by side [B, T, R + K]."""
+        return torch.cat([self.nuisance, self.inputs], dim=-1)
+
+    @property
     def seen(self) -> Tensor:
         """Steps at which anything is observed, 0 or 1 [B, T, 1]."""
         return (self.count.sum(-1, keepdim=True) > 0).to(self.x.dtype)

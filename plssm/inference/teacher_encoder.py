@@ -103,7 +103,7 @@ class TeacherEncoder(Configurable, nn.Module):
         """
         found = _samples(model, batch, model.observations)
         sizes = {
-            name: [s.count.shape[-1], s.x.shape[-1], s.beside.shape[-1]]
+            name: [s.count.shape[-1], s.x.shape[-1], s.covariates.shape[-1]]
             for name, s in found.items()
         }
         encoder = cls(sizes, states, hidden=hidden, causal=causal, seed=seed)
@@ -201,7 +201,7 @@ class _ModalityEncoder(nn.Module):
         """Returns standardised samples, masks, covariates, and whether there is a sample."""
         seen = (found.count > 0).to(found.x.dtype)
         x = (found.x - self.centre) * self.scale * seen.repeat_interleave(self.share, dim=-1)
-        return torch.cat([x, seen, found.beside, found.seen], dim=-1)
+        return torch.cat([x, seen, found.covariates, found.seen], dim=-1)
 
     def forward(self, x: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
         """Returns means and precisions [B, K, T].
