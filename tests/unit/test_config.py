@@ -282,7 +282,7 @@ def test_members_of_the_family_by_name(part):
          r"stages\[0\]: unknown key 'lern'.*'learn'"),
         ({"engine": {"stages": [{"name": "a", "iterations": -1}]}}, r"stages\[0\].*wanted >= 0"),
         *(({"engine": {"class": "TeacherForcing", **engine}}, message) for engine, message in [
-            ({"scheme": {"class": "GTV"}}, r"scheme class: got 'GTV', wanted GTF, MTF, SparseTF, or"),
+            ({"scheme": {"class": "GTV"}}, r"class: got 'GTV', wanted GTF, MTF, SparseTF, or"),
             ({"scheme": {"class": "LaplaceEM"}}, r"got 'LaplaceEM', wanted GTF, MTF, SparseTF"),
             ({"scheme": {"class": 3}}, r"scheme class: got 3, wanted GTF"),
             ({"scheme": {"alpha": 0.1}}, r"scheme: got .*'class': one of GTF, MTF, SparseTF"),
