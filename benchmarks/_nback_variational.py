@@ -40,6 +40,8 @@ def variational(
     """Trained on some runs; what follows LaplaceEM's fit follows this one, too."""
     engine = ps.inference.VariationalInference(
         steps=UPDATES,
+        guide="model",
+        start_iterations=0,
         encoder=encoder,
         checks=10,
         modality_weights={"stage": choice["label_weight"]},

@@ -181,7 +181,11 @@ def variational(
 ) -> ps.Fit:
     """Variational inference from a fresh model, or on from a trained one."""
     engine = ps.inference.VariationalInference(
-        seed=seed, steps=UPDATES, drop=drop, modality_weights={"spikes": weight}
+        seed=seed,
+        steps=UPDATES,
+        guide="model",
+        drop=drop,
+        modality_weights={"spikes": weight},
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
