@@ -180,11 +180,10 @@ class TeacherForcing(Engine):
                 )
             if self.checkpoint and not any(run.interrupted for run in runs):
                 Path(self.checkpoint).unlink(missing_ok=True)
-        fit = Fit.after_training(
-            best.model, self, data, history=history, seconds=time.perf_counter() - began
-        )
-        fit.recognition = best.recognition
-        return fit
+        return Fit.after_training(
+            best.model, self, data, history=history, seconds=time.perf_counter() - began,
+            recognition=best.recognition,
+        )  # fmt: skip
 
     def _all_restarts(self, problem: tuple, bar: TrainingProgress) -> list[_Run]:
         """All trainings, one after the other or in processes; Ctrl-C ends them."""

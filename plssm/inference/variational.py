@@ -160,6 +160,11 @@ class VariationalInference(Engine):
                 "VariationalInference: free evidence belongs to no modality, so there is nothing "
                 "to mix; choose another encoder, or experts='product'."
             )
+        if self.drop and self.encoder == "free":
+            raise PlssmError(
+                "VariationalInference: drop hides data from an encoder, and free evidence has none; "
+                "set drop=0."
+            )
         if self.checkpoint and self.restarts > 1:
             raise PlssmError("VariationalInference: a checkpoint serves one restart.")
 

@@ -83,7 +83,7 @@ class PathTraining(Problem):
         engine = self.engine
         self._hold_noise(progress)
         window = self.windows.draw(self.count, generator)
-        if engine.drop and len(self.model.observations) > 1:
+        if engine.drop and self.learn_model and len(self.model.observations) > 1:
             window = self._without_some(window, generator)
         model = self._moving_model() if progress >= engine.warmup else self._held_model()
         annealed = progress < engine.anneal
