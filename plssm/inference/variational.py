@@ -162,7 +162,7 @@ class VariationalInference(Engine):
             )
         if self.drop and self.encoder == "free":
             raise PlssmError(
-                "VariationalInference: drop hides data from an encoder, and free evidence has none; "
+                "VariationalInference: drop hides data from an encoder; free evidence has none: "
                 "set drop=0."
             )
         if self.checkpoint and self.restarts > 1:
