@@ -48,7 +48,7 @@ restarts = 3
 # Or, for variational inference with an encoder of all modalities:
 # class = "VariationalInference"
 # encoder = "conv"                  # conv | gru | mlp | none | free
-# guide = "model"                   # model | chain | mean-field
+# guide = "laplace"                 # laplace | model | chain | mean-field
 # steps = 3000                      # updates
 
 [split]

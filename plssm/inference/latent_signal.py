@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from plssm.errors import CapabilityError
 from plssm.inference.teacher_encoder import Belief
 from plssm.inference.teacher_signal import ForcedRun, TeacherSignal
 
@@ -58,8 +59,12 @@ class LatentSignal(TeacherSignal):
         return torch.where(known, y, 0.0), known
 
     def loss(self, run: ForcedRun, y: Tensor, mask: Tensor | None) -> Tensor:
-        """Is not there: the loss of multimodal forcing is the data's."""
-        raise NotImplementedError
+        """Refused: the loss of multimodal forcing is the data's.
+
+        Raises:
+            CapabilityError: Always.
+        """
+        raise CapabilityError("states as an encoder sees them are compared with, never trained on")
 
     def predict(self, z: Tensor) -> Tensor:
         """Returns the components of a path [..., M] (see the base class)."""

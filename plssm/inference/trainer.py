@@ -68,7 +68,13 @@ class FastUpdates(ABC):
 
 
 class Problem(ABC):
-    """What is trained: parameters, a loss, and measures of what they are worth."""
+    """What is trained: parameters, a loss, and measures of what they are worth.
+
+    Attributes:
+        recognition: What is learned beside the model to infer with, if anything is.
+    """
+
+    recognition: nn.Module | None = None
 
     @abstractmethod
     def parameters(self) -> Sequence[nn.Parameter]:
@@ -96,11 +102,6 @@ class Problem(ABC):
         Args:
             vector: The parameters as one vector, of which they are parts.
         """
-        return None
-
-    @property
-    def recognition(self) -> nn.Module | None:
-        """What the training has learned about inferring states from data, where it has."""
         return None
 
     def project(self) -> None:  # noqa: B027 (most have no constraints)
