@@ -184,6 +184,7 @@ def variational(
         seed=seed,
         steps=UPDATES,
         guide="model",
+        start_iterations=0,
         drop=drop,
         modality_weights={"spikes": weight},
     )
