@@ -264,7 +264,8 @@ class StateSpaceModel(nn.Module):
             z: Latent paths ``[T, M]`` or ``[B, T, M]``, e.g. of a simulator.
             inputs: External inputs to be carried along, ``[T, K]`` or ``[B, T, K]``.
             nuisance: Nuisance regressors by modality on its samples, ``[n, R]`` or ``[B, n, R]``.
-            noise: Draw observations; otherwise their expected values.
+            noise: Draw observations; otherwise their expected values, which for counts, levels
+                and binary channels are of the kind "continuous"; of labels the most probable.
             dt: Seconds per latent step.
             seed: Seed of the draws.
             every: Latent steps between the samples of a modality, e.g. ``{"choice": 20}``; BOLD
@@ -295,14 +296,16 @@ class StateSpaceModel(nn.Module):
                 drawn = (
                     observation.sample_sequence(features, seed=seed * 1009 + k, dt=dt)
                     if noise
-                    else observation.distribution(features).mean
+                    else observation.expected_sequence(features, dt=dt)
                 )
             arrays[name] = list(drawn.to(torch.float64).numpy())
         stacked = self.stacked_inputs(inputs, path.shape[1], path.shape[0])
         return Dataset.from_arrays(
             arrays,
             dt,
-            kinds={n: o.kinds[0] for n, o in self.observations.items()},
+            kinds={
+                n: o.kinds[0] if noise else o.expected_kind for n, o in self.observations.items()
+            },
             inputs=None if stacked is None else list(stacked.numpy()),
             times=times or None,
             nuisance=regressors or None,

@@ -286,6 +286,23 @@ class ObservationModel(LinearPredictor):
         """
         return self.sample(features, seed)
 
+    @property
+    def expected_kind(self) -> str:
+        """Kind of data that expected observations are: those of counts and levels are numbers."""
+        return self.kinds[0] if self.kinds[0] in ("continuous", "bold") else "continuous"
+
+    def expected_sequence(self, features: Tensor, *, dt: float = 1.0) -> Tensor:  # noqa: ARG002
+        """Expected observations of consecutive samples, what simulations without noise show.
+
+        Args:
+            features: ``[..., n, predictors]`` of consecutive samples.
+            dt: Seconds per latent step.
+
+        Returns:
+            ``[..., n, channels]``.
+        """
+        return self.distribution(features).mean
+
     def moments(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
         """Moments of the observations when the predictors are Gaussian.
 

@@ -84,6 +84,35 @@ def test_without_noise_it_is_the_deterministic_path_and_its_expected_observation
         np.testing.assert_allclose(data.values("x")[1, t], want, atol=1e-12)
 
 
+def test_without_noise_counts_and_levels_are_means_and_labels_the_most_probable():
+    """Against averages over many draws along the same path."""
+    o = ps.observations
+    parts = {
+        "count": o.Poisson(2), "label": o.Categorical(3), "binary": o.Bernoulli(2),
+        "level": o.Ordinal(1, 4),
+    }  # fmt: skip
+    model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), parts)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in parts:
+            weight = model.observations[name].weight
+            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64))
+    z = np.random.default_rng(0).normal(size=(5, 2))
+    data = model.observe(z, noise=False)
+    drawn = model.observe(np.repeat(z[None], 4000, axis=0), seed=1)
+    assert data.kinds == {
+        "count": "continuous", "label": "label", "binary": "continuous", "level": "continuous",
+    }  # fmt: skip
+    for name in ("count", "binary", "level"):
+        values = drawn.values(name)
+        error = values.std(0) / np.sqrt(len(values)) + 1e-3
+        assert (np.abs(values.mean(0) - data.values(name)[0]) < 5 * error).all(), name
+    labels = drawn.values("label")[..., 0].astype(int)
+    share = np.stack([(labels == k).mean(0) for k in range(3)], axis=-1)
+    took = data.values("label")[0, :, 0].astype(int)
+    np.testing.assert_allclose(share[np.arange(5), took], share.max(-1), atol=0.03)
+
+
 def test_a_constant_simulation_is_still_a_simulation():
     """A noise-free run that rests at a fixed point has channels that never vary."""
     model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(3)})

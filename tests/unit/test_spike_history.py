@@ -445,3 +445,14 @@ def test_bins_wider_than_the_history_are_refused():
     Poisson(2, history=BASIS).check(data, "n")
     with pytest.raises(DataError, match="3 functions on 2 bins of 0.08 s"):
         Poisson(2, history=RaisedCosine(functions=3, longest_seconds=0.1)).check(data, "n")
+
+
+@pytest.mark.parametrize("coupling", [False, True])
+def test_expected_counts_are_driven_by_expected_counts(coupling):
+    """Each expected count is the mean given those before it, the drive summed by loops."""
+    model = _model(coupling=coupling)
+    eta = 0.3 * _rand(2, 6, 3, seed=3) - 1.0
+    got = model.expected_sequence(eta, dt=DT).detach()
+    m = Modality(got, torch.ones_like(got, dtype=torch.bool), None, None, DT)
+    drive = torch.as_tensor(_brute_force_drive(model, m))
+    torch.testing.assert_close(got, (eta + drive).exp())

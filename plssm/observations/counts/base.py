@@ -279,6 +279,23 @@ class CountModel(ObservationModel):
                 past,
             )
 
+    def expected_sequence(self, features: Tensor, *, dt: float = 1.0) -> Tensor:
+        """Expected counts; each bin is driven by the expected counts before it.
+
+        Args:
+            features: Predictors without history ``[..., T, N]``.
+            dt: Seconds per bin.
+
+        Returns:
+            ``[..., T, N]``.
+        """
+        if self.spike_history is None:
+            return super().expected_sequence(features, dt=dt)
+        kernel = self.history_filter(dt).to(features)
+        return self.spike_history.run(
+            features, lambda eta: self.distribution(eta).mean, kernel, None
+        )
+
     def refresh(self, m: Modality) -> None:
         """Set the expected counts that stand for unknown past counts to the observed means.
 

@@ -109,6 +109,20 @@ class Categorical(LevelModel):
         """Distribution of the class of each sample, batch shape ``[..., n, 1]``."""
         return LevelDistribution(_log_softmax(features)[..., None, :])
 
+    @property
+    def expected_kind(self) -> str:
+        """Labels: classes have no mean."""
+        return "label"
+
+    def expected_sequence(self, features: Tensor, *, dt: float = 1.0) -> Tensor:  # noqa: ARG002
+        """The most probable class of each sample, ``[..., n, 1]``.
+
+        Args:
+            features: Predictors ``[..., n, K-1]``.
+            dt: Seconds per latent step.
+        """
+        return self.probabilities(features).argmax(-1).to(features.dtype)
+
     def masked_log_prob(self, features: Tensor, m: Modality) -> Tensor:
         """Log-density of each entry, zero where nothing was observed (see the base class)."""
         logits = _log_softmax(torch.where(m.mask, features, 0.0))
