@@ -106,17 +106,19 @@ class Fit:
         )
 
     # -- inference -----------------------------------------------------------------------------
-    def posterior(self, data: Dataset, causal: bool = False) -> Posterior:
+    def posterior(self, data: Dataset, causal: bool = False, **options: Any) -> Posterior:
         """Posterior of the latent paths given data.
 
         Args:
             data: The trials.
             causal: Use only data up to each step.
+            **options: Those of the engine's ``infer``, such as ``bound="importance"`` and
+                ``draws=`` of variational inference.
 
         Returns:
             Mean, covariance, draws, intervals and the log evidence of every trial.
         """
-        return self._infer(self.model, data, causal=causal)
+        return self._infer(self.model, data, causal=causal, **options)
 
     @property
     def _infer(self) -> Infer:

@@ -183,6 +183,8 @@ class VariationalInference(Engine):
         *,
         causal: bool = False,
         recognition: Recognition | None = None,
+        bound: str | None = None,
+        draws: int | None = None,
     ) -> Posterior:
         """Posterior of the latent paths by the recognition model.
 
@@ -195,7 +197,12 @@ class VariationalInference(Engine):
             data: The trials.
             causal: Use only data up to each step.
             recognition: The recognition model of a fit.
+            bound: "elbo" or "importance", where ``log_evidence`` is to be another bound than the
+                one of training; the path is the same.
+            draws: Draws from which it is estimated; None takes those of the engine.
         """
+        bound, draws = bound or self.bound, self.draws if draws is None else draws
+        dataclasses.replace(self, bound=bound, draws=draws)  # refuses what there is not
         self.check(model, data)
         if causal:
             return smooth(model, data, causal=True)
@@ -205,9 +212,7 @@ class VariationalInference(Engine):
         recognition = recognition.to(torch.float64)
         mixed = recognition.experts == "mixture"
         posterior = mixture_posterior if mixed else variational_posterior
-        return posterior(
-            work, data.batch(), recognition, draws=self.draws, seed=self.seed, bound=self.bound
-        )
+        return posterior(work, data.batch(), recognition, draws=draws, seed=self.seed, bound=bound)
 
     def _fitted_guide(
         self, model: StateSpaceModel, data: Dataset, known: Recognition | None

@@ -11,6 +11,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 import plssm as ps
+from plssm.errors import PlssmError
 from plssm.inference.batch_windows import BatchWindows
 from plssm.inference.closed_bound import expected_log_joint, is_closed
 from plssm.inference.encoders import Encoder
@@ -448,3 +449,28 @@ def test_windows_reach_as_far_back_as_spike_histories():
     part = n.log_prob_entries(window.batch.modalities["n"], z[:, first : first + steps])
     inner = window.weight[0] > 0
     same(part[0, inner], whole[0, 70:80])
+
+
+def test_a_posterior_is_asked_for_another_bound():
+    """Of a linear model: the exact guide knows the evidence, weights bring mean field closer."""
+    spec = linear_model()
+    data = data_of(spec)
+    exact = ps.smooth(spec, data).log_evidence
+    engine = VariationalInference(steps=1, checks=1, encoder="none", start="model")
+    fit = engine.fit(spec.requires_grad_(False), data, progress=False)
+    got = fit.posterior(data, bound="importance", draws=3)
+    assert got.evidence_kind == "importance"
+    torch.testing.assert_close(got.log_evidence, exact, rtol=0, atol=0.02)
+    engine = VariationalInference(
+        steps=150, checks=5, guide="mean-field", encoder="none", learning_rate=(3e-2, 1e-3)
+    )
+    rough = engine.fit(spec, data, progress=False)
+    plain, few, many = (
+        rough.posterior(data, **options).log_evidence.sum()
+        for options in ({}, *({"bound": "importance", "draws": n} for n in (10, 3000)))
+    )
+    assert rough.posterior(data).evidence_kind == "elbo"
+    assert plain < few < many < exact.sum() + 0.5
+    for options in ({"bound": "exact"}, {"draws": 0}):
+        with pytest.raises(PlssmError):
+            fit.posterior(data, **options)
