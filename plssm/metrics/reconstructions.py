@@ -111,7 +111,7 @@ class Reconstruction:
         return table.reindex(columns=pd.MultiIndex.from_tuples(columns))
 
     def __str__(self) -> str:
-        """Return the summary as text: median [quartiles], shares, references."""
+        """Return the summary as text: median [quartiles, where runs differ], shares, references."""
         table = self.summary()
         out = {}
         for name in dict.fromkeys(table.columns.get_level_values(0)):
@@ -241,4 +241,5 @@ def _cell(values: pd.Series) -> str:
     if "median" not in found:
         return f"{next(iter(found.values())):.3g}"
     text = f"{found['median']:.3g}"
-    return text + (f" [{found['lower']:.3g}, {found['upper']:.3g}]" if "lower" in found else "")
+    spread = "lower" in found and not found["lower"] == found["median"] == found["upper"]
+    return text + (f" [{found['lower']:.3g}, {found['upper']:.3g}]" if spread else "")

@@ -116,6 +116,7 @@ def test_diverged_and_collapsed_runs_are_counted_not_dropped(orbits):
     assert (row["diverged", "share"], row["collapsed", "share"]) == (0.5, 0.25)
     text = str(table)
     assert "inf" in text and "unavailable" in text and "white noise" in text
+    assert "[" in text and "[" not in str(reconstruction(truth=orbits[0], pred=[orbits[1]]))
 
 
 def test_further_measures_bring_their_references(orbits):
