@@ -42,6 +42,9 @@ class MTF(ForcingScheme):
     The teacher must be a sample: a mean, which has no noise, tells the path in small details what
     the encoder knows of the coming steps, and the map learns to read them instead of the dynamics.
 
+    The encoder is ``fit.recognition``: ``fit.recognition(fit.model, data.batch()).mean`` are the
+    states [B, T, K] that it makes of data, in the coordinates of the map.
+
     Args:
         interval: Steps between two replacements of the state; "auto" takes it from the decay of
             correlations in the data.

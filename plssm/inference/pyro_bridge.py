@@ -377,7 +377,8 @@ def to_pyro(
             ``model.named_parameters()`` or patterns such as ``"dynamics.*"``, in the space of the
             stored parameters (``log_variance``), broadcast to their shape; or "default", see
             :func:`plssm.inference.pyro_priors.default_prior`. With free dynamics and
-            observations the latent space can be rotated and scaled; then hold one of them.
+            observations the latent space can be rotated and scaled; then hold one of them. What
+            a model does not use (the diagonal of a PLRNN's ``W``) keeps its prior.
         tempered: Whether likelihoods have the exponents ``observation.tempering``. Otherwise the
             log-density of a trace is ``model.log_joint`` plus that of the priors.
 
