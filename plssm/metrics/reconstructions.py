@@ -111,7 +111,7 @@ class Reconstruction:
         return table.reindex(columns=pd.MultiIndex.from_tuples(columns))
 
     def __str__(self) -> str:
-        """Return the summary as text: median [quartiles, where runs differ], shares, references."""
+        """Return the summary as text: median [quartiles, if runs differ], shares, references."""
         table = self.summary()
         out = {}
         for name in dict.fromkeys(table.columns.get_level_values(0)):
