@@ -16,7 +16,7 @@ __all__ = ["is_training", "training"]
 
 PANELS = {
     "loss": "loss",
-    "elbo": "bound (nats per step)",
+    "elbo": "bound\n(nats per step)",
     "d_stsp": "$D_{stsp}$ (nats)",
     "d_h": "$D_H$",
     "score": "score",
@@ -40,7 +40,8 @@ def training(
 
     Args:
         history: DataFrame with columns `step` and `score`, and optionally `loss`, `elbo`,
-            `d_stsp`, `d_h`, `restart` and `selected`; one row per check.
+            `d_stsp`, `d_h`, `restart` and `selected`; one row per check. A score that is the bound
+            with its sign turned is not drawn twice.
         title: Title.
         ax: Axes to draw in, one per column that is drawn; default a new figure.
 
@@ -48,6 +49,8 @@ def training(
         The figure.
     """
     drawn = [name for name in PANELS if name in history and history[name].notna().any()]
+    if "elbo" in drawn and np.array_equal(history["score"], -history["elbo"], equal_nan=True):
+        drawn.remove("score")  # it is the bound upside down
     figure, axes = panels(len(drawn), ax, title=title)
     groups = "restart" if "restart" in history else np.zeros(len(history))
     restarts = [rows for _, rows in history.groupby(groups, sort=False)]
@@ -93,3 +96,5 @@ def _scale(axis: Axes, values: np.ndarray, name: str) -> None:
     seen = values[np.isfinite(values)]
     if name in LOGARITHMIC and len(seen) and seen.min() > 0 and seen.max() > 3 * seen.min():
         axis.set_yscale("log")
+    else:
+        axis.ticklabel_format(axis="y", useOffset=False)

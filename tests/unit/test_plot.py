@@ -258,6 +258,14 @@ def test_convergence_of_a_training_marks_the_check_that_is_kept():
     assert figure.axes[-1].get_xlabel() == "step"
 
 
+def test_convergence_of_variational_inference_draws_the_bound_once():
+    rows = training_history().assign(score=[3.001, 3.0, 2.999, 2.998])
+    rows = rows.drop(columns=["d_stsp", "d_h"]).assign(elbo=-rows["score"])
+    axes = drawn(plot.convergence(rows)).axes
+    assert [a.get_ylabel() for a in axes] == ["loss", "bound\n(nats per step)"]
+    assert axes[1].yaxis.get_major_formatter().get_useOffset() is False
+
+
 def test_convergence_of_a_training_with_restarts_and_with_little():
     rows = training_history(3)
     rows["selected"] = rows["restart"] == 1
