@@ -10,9 +10,10 @@ from torch import Tensor
 
 from plssm.dynamics.base import LatentDynamics
 from plssm.inference.encoders import Potentials
+from plssm.inference.path_distribution import GaussianPath
 from plssm.kernels.chain import solve_chain
 
-__all__ = ["LinearChain", "PathTerms", "chain_mean", "couple", "linearised", "times"]
+__all__ = ["LinearChain", "PathTerms", "chain_mean", "couple", "linearised", "times", "uncoupled"]
 
 
 class LinearChain(NamedTuple):
@@ -74,6 +75,19 @@ def couple(evidence: Potentials, chain: LinearChain, length: Tensor) -> PathTerm
     shift = shift - torch.cat([driven, zero], dim=1)
     off = -pull if pull.ndim == 4 else -pull.expand(1, 1, dim, dim)
     return PathTerms(shift, diag, off, length)
+
+
+def uncoupled(terms: PathTerms) -> PathTerms:
+    r"""Returns the path with independent steps that is closest to a Gaussian path p.
+
+    .. math:: \arg\min_q KL(q \,\|\, p) = \prod_t N(z_t; \mu_t, U_{tt}^{-1}), \qquad
+        \mu = U^{-1} r
+
+    Args:
+        terms: The path p.
+    """
+    mean = GaussianPath(*terms).mean
+    return PathTerms((terms.diag @ mean[..., None])[..., 0], terms.diag, None, terms.length)
 
 
 def times(terms: PathTerms, z: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from plssm.inference.chains import (
     couple,
     linearised,
     times,
+    uncoupled,
 )
 from plssm.inference.encoders import Encoder, Potentials
 from plssm.inference.expanded_path import expand_along, find_path
@@ -45,8 +46,8 @@ class Recognition(Configurable, nn.Module):
     the path that a guarded Newton search finds; with silent networks this is the Laplace
     approximation, which they correct as they learn. The others know the data through the encoder
     alone. "model": the model's own map, linearised along the path that the evidence gives.
-    "learned": one linear chain for all times and states, as published. "none": steps are
-    independent under one diagonal Gaussian (mean field).
+    "learned": one linear chain for all times and states, as published. "none": that of "model"
+    with its steps made independent, :math:`\prod_t N(z_t; \mu_t, U_{tt}^{-1})`: mean field.
 
     Args:
         encoder: Gives the evidence of every modality, or free evidence.
@@ -129,14 +130,11 @@ class Recognition(Configurable, nn.Module):
         self, model: StateSpaceModel, batch: Batch, evidence: Potentials, start: Tensor | None
     ) -> PathTerms:
         """Evidence and chain together."""
-        if self.chain == "none":
-            base = self.initial_precision()
-            shift = evidence.shift + base @ self.initial_mean
-            return PathTerms(shift, evidence.precision + base, None, batch.length)
         if self.chain == "learned":
             return couple(evidence, self.learned_chain(batch, start), batch.length)
         path = self.point(model, batch, evidence, start)
-        return couple(evidence, self.model_chain(model, batch, path, start), batch.length)
+        whole = couple(evidence, self.model_chain(model, batch, path, start), batch.length)
+        return uncoupled(whole) if self.chain == "none" else whole
 
     @torch.no_grad()
     def point(
@@ -214,7 +212,7 @@ class Recognition(Configurable, nn.Module):
         return total(self.encoder(model, batch), batch, self.initial_mean)
 
     def initial_precision(self) -> Tensor:
-        """Precision of a first state [M, M]; of every state where they are independent."""
+        """Precision of the first state of a learned chain [M, M]."""
         root = cholesky_factor(self.initial_factor)
         return root @ root.T
 

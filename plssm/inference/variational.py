@@ -62,7 +62,8 @@ class VariationalInference(Engine):
         guide: "laplace": the model's map and observation models, expanded along the path; the
             networks correct the Laplace approximation. The others leave the data to the encoder:
             "model" has the model's map linearised along the path, "chain" one learned linear
-            chain (as published), "mean-field" independent steps (its bands are too narrow).
+            chain (as published), "mean-field" the paths of "model" with independent steps (its
+            bands are too narrow).
         experts: How modalities come together: "product" adds their evidence, so that one path
             has all of it; "mixture" has a path for every modality by itself, with equal weights
             (Shi et al. 2019), each with its own evidence only. Then trials are never cut.

@@ -186,7 +186,7 @@ class PathTraining(Problem):
     def _refresh(self, window: BatchWindow) -> None:
         """Keeps the first guess of the path near the model that has changed since."""
         guide = self.recognition
-        if guide.chain not in ("model", "laplace") or not self.learn_model:
+        if guide.chain == "learned" or not self.learn_model:
             return
         batch = window.batch
         evidence = guide.evidence(self.model, batch, window.row)
