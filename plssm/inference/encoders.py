@@ -122,14 +122,17 @@ def on_steps(
 class ModalityEncoder(nn.Module):
     r"""Evidence that the samples of one modality give about the state at their step.
 
-    .. math:: r_t = W x_t + V m_t + U (m_t \otimes n_t) + f(x)_t, \qquad
+    .. math:: r_t = W x_t + V m_t + U (m_t \otimes n_t) + f(x)_t
+        + r^0_t + (\Lambda_t - \Lambda^0_t) c_t, \qquad
         \Lambda_t = \sum_j m_{jt} e^{a(x)_{jt}} \ell_j \ell_j^\top
 
     x are the standardised samples, m says what is observed, n are nuisance
     regressors. f and a come from a
     network over time; at the start they are 0 (a is -5 for M further directions), so that an
     encoder can begin where the linear part is exact: W = B' G^-1, l_n = B_n / g_n for Gaussian
-    channels, whatever is missing. Nothing comes from steps without a sample.
+    channels, whatever is missing. What is linear at the start can be held (:meth:`hold`): r^0 and
+    Lambda^0, and the state c that they give with a prior; a precision that changes then leaves
+    the state where it is. Nothing comes from steps without a sample.
 
     Args:
         size: The sizes.
@@ -154,6 +157,10 @@ class ModalityEncoder(nn.Module):
         self.log_weight = nn.Parameter(torch.zeros(own + dim, **kinds))
         with torch.no_grad():
             self.log_weight[own:] = FAINT
+        self.register_buffer("held", torch.zeros(dim, read, **kinds))
+        self.register_buffer("held_factors", torch.zeros(own + dim, dim, **kinds))
+        self.register_buffer("prior_shift", torch.zeros(dim, **kinds))
+        self.register_buffer("prior_precision", torch.eye(dim, **kinds))
         width = size.columns + size.channels + size.nuisance + size.inputs
         self.network = make_network(network, width, hidden, dim + own + dim)
 
@@ -197,20 +204,51 @@ class ModalityEncoder(nn.Module):
         """
         found = self.standardised(found)
         there = found.seen * inside
-        shift = self.regressors(found) @ self.linear.T if alone else torch.zeros_like(there)
+        read = self.regressors(found)
+        shift = read @ self.linear.T if alone else torch.zeros_like(there)
         log_weight = self.log_weight
         if self.network is not None:
             known = (found.count > 0).to(found.x.dtype)
-            read = torch.cat([found.x, known, found.nuisance, found.inputs], dim=-1)
-            out = self.network(read * inside, inside)
+            wide = torch.cat([found.x, known, found.nuisance, found.inputs], dim=-1)
+            out = self.network(wide * inside, inside)
             shift = shift + out[..., : self.dim]
             log_weight = log_weight + 5.0 * torch.tanh(out[..., self.dim :] / 5.0)
         own = found.count.repeat_interleave(self.rank, dim=-1) * float(alone)
         count = torch.cat([own, there.expand(*own.shape[:2], self.dim)], dim=-1)
-        weight = log_weight.exp() * count * inside
-        spread = (self.factors[:, :, None] * self.factors[:, None, :]).flatten(1)
-        precision = (weight @ spread).unflatten(-1, (self.dim, self.dim))
+        precision = _squares(log_weight.exp() * count * inside, self.factors)
+        if alone:
+            shift = shift + self._held(read, count * inside, precision)
         return Potentials(shift * there, precision)
+
+    def _held(self, read: Tensor, count: Tensor, precision: Tensor) -> Tensor:
+        """What is held of the shift, with the precision at the state that it gives."""
+        with torch.no_grad():
+            shift, known = read @ self.held.T, _squares(count, self.held_factors)
+            state = torch.linalg.solve(known + self.prior_precision, shift + self.prior_shift)
+        return shift + ((precision - known) @ state[..., None])[..., 0]
+
+    @torch.no_grad()
+    def hold(self, path: Tensor, noise: Tensor) -> None:
+        """Holds the linear part; what is learned beside it begins at zero.
+
+        Args:
+            path: States of the latent path, any number of them [n, M].
+            noise: Covariance of what may be added to them [M, M].
+        """
+        centred = path - path.mean(0)
+        spread = centred.T @ centred / len(path) + noise
+        self.prior_precision.copy_(torch.linalg.inv(spread))
+        self.prior_shift.copy_(self.prior_precision @ path.mean(0))
+        self.held.copy_(self.linear)
+        known = torch.where(self.log_weight > FAINT, (0.5 * self.log_weight).exp(), 0.0)
+        self.held_factors.copy_(self.factors * known[:, None])
+        self.linear.zero_()
+
+
+def _squares(weight: Tensor, factors: Tensor) -> Tensor:
+    """Sums of w l l' [B, T, M, M] for weights [B, T, J] and factors l [J, M]."""
+    spread = (factors[:, :, None] * factors[:, None, :]).flatten(1)
+    return (weight @ spread).unflatten(-1, factors.shape[1:] * 2)
 
 
 def _wide(found: StepSamples) -> Tensor:

@@ -22,7 +22,7 @@ LEAST = 1e-3  # smallest share of the prior variance that lagged data are taken 
 def start_recognition(
     recognition: Recognition, model: StateSpaceModel, batch: Batch, path: Tensor
 ) -> None:
-    r"""Writes start values into a recognition model, exact for linear-Gaussian models.
+    r"""Writes start values into a recognition model, the best for linear-Gaussian models.
 
     .. math:: (A_q, b_q) = \arg\min \sum_t \| F(\bar z_t) - A_q \bar z_t - b_q \|^2, \qquad
         Q = \Sigma + \langle e e^\top \rangle, \quad e = F(\bar z_t) - A_q \bar z_t - b_q
@@ -35,12 +35,6 @@ def start_recognition(
     """
     if isinstance(recognition.encoder, Encoder):
         start_encoder(recognition.encoder, model, batch, path)
-    if recognition.chain == "none":
-        z = path[batch.time_mask]
-        variance = (z - z.mean(0)).square().mean(0) + model.dynamics.noise.variance
-        recognition.initial_mean.copy_(z.mean(0))
-        recognition.initial_factor.copy_(torch.diag(-0.5 * variance.log()))
-        return
     refresh_chain(recognition, model, batch.inputs, path, batch.time_mask)
 
 
@@ -110,6 +104,7 @@ def start_encoder(encoder: Encoder, model: StateSpaceModel, batch: Batch, path: 
             _from_regression(part, found, path, batch.time_mask)
         else:
             _from_expansion(part, found, observation, m, path)
+        part.hold(path[batch.time_mask], model.dynamics.noise.covariance)
 
 
 def _from_expansion(

@@ -295,6 +295,29 @@ def test_the_start_is_the_kalman_smoother(network, power):
     assert float(torch.nan_to_num(got.mean - want.mean).abs().max()) < 1e-3  # small blocks only
 
 
+def test_a_precision_that_changes_leaves_the_state_where_it_is():
+    """The state that the evidence gives with the prior of the start; shifts that are held."""
+    spec = linear_model({"x": o.Gaussian(3)})
+    data = spec.simulate(25, trials=2, inputs=np.zeros((2, 25, 2)), seed=0)
+    recognition, batch = started(spec, data), data.batch()
+    part = recognition.encoder.modalities["x"]
+    assert (part.linear == 0).all() and (part.held != 0).any()
+
+    def found():
+        with torch.no_grad():
+            shift, precision = recognition.encoder(spec, batch)["x"]
+        prior = part.prior_precision
+        return torch.linalg.solve(precision + prior, shift + part.prior_shift), precision
+
+    before = found()
+    with torch.no_grad():
+        for p in (part.factors, part.log_weight):
+            p += 0.3 * torch.randn(p.shape, dtype=torch.float64)
+    after = found()
+    assert float((after[1] - before[1]).abs().max()) > 0.3
+    same(after[0], before[0])
+
+
 COUNTS = ("poisson", "softplus", "negative_binomial", "zero_inflated")
 TRUTHS = {
     "poisson": lambda: o.Poisson(6),

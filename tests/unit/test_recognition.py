@@ -200,17 +200,23 @@ def test_a_learned_chain_is_what_its_parameters_say(start):
             same(got, want)
 
 
-def test_a_mean_field_has_independent_steps():
+def test_a_mean_field_has_the_mean_and_the_blocks_of_the_model_chain():
     data, spec = recording(), model()
     batch, made = data.batch(), recognition("none", spec, data)
     terms, evidence = made(spec, batch), made.evidence(spec, batch)
     assert terms.off is None
-    base = made.initial_precision()
-    for b, steps in enumerate(LENGTHS):
-        same(terms.diag[b, :steps], evidence.precision[b, :steps] + base)
-        same(terms.shift[b, :steps], evidence.shift[b, :steps] + base @ made.initial_mean)
+    link = made.model_chain(spec, batch, made.point(spec, batch, evidence, None), None)
     path = GaussianPath(*terms)
+    for b, steps in enumerate(LENGTHS):
+        shift, precision = dense(evidence, link, b, steps)
+        mean = torch.linalg.solve(precision, shift).view(steps, M)
+        own = precision.view(steps, M, steps, M).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        same(terms.diag[b, :steps], own)
+        same(path.mean[b, :steps], mean)
+        same(path.covariance()[b, :steps], torch.linalg.inv(own))
     assert (path.cross_covariance() == 0).all()
+    path.mean.sum().backward()
+    assert spec.dynamics.W.grad.abs().sum() > 0  # also through the mean
 
 
 MAPS = {
@@ -353,7 +359,83 @@ def test_free_evidence_of_some_trials():
     with torch.no_grad():
         free.shift.copy_(rand(3, 5, M))
         free.factor.copy_(rand(3, 5, M, M, seed=1))
+        free.root.copy_(rand(3, 5, M, M, seed=2).triu())
+        free.centre.copy_(rand(3, 5, M, seed=3))
     some, every = free.potentials(torch.tensor([2, 0])), free.potentials(None)
     same(some.shift, every.shift[[2, 0]])
     same(some.precision, every.precision[[2, 0]])
-    same(every.precision, free.factor.mT @ free.factor)
+
+    def log_evidence(z):  # of trial 2, step 4
+        x = free.root[2, 4] @ (z - free.centre[2, 4])
+        return free.shift[2, 4] @ x - 0.5 * (free.factor[2, 4] @ x).square().sum()
+
+    zero = torch.zeros(M, dtype=torch.float64)
+    same(every.shift[2, 4], torch.autograd.functional.jacobian(log_evidence, zero))
+    same(every.precision[2, 4], -torch.autograd.functional.hessian(log_evidence, zero))
+
+
+def linear_gaussian(lengths=(12, 7, 1)):
+    """A model and its data, with missing entries and steps, and the precision of whole paths."""
+    dynamics = ps.dynamics.LinearDynamics.from_parameters(
+        [[0.8, 0.2], [-0.2, 0.7]], h=[0.3, -0.1], process_noise=[0.3, 0.2], initial_noise=[1.0, 1]
+    )
+    spec = ps.StateSpaceModel(dynamics, {"x": o.Gaussian(3)})
+    full, rng = spec.simulate(max(lengths), trials=len(lengths), seed=0), np.random.default_rng(0)
+    x = [t.values["x"][:n].copy() for t, n in zip(full.trials, lengths, strict=True)]
+    for values in x:
+        values[rng.random(values.shape) < 0.2] = np.nan
+        values[3:6] = np.nan
+    data = ps.Dataset.from_arrays({"x": x})
+    precisions = []
+    for b, steps in enumerate(lengths):
+        alone = data.select(trials=[b]).batch()
+        zero = torch.zeros(steps * M, dtype=torch.float64)
+        hessian = torch.autograd.functional.hessian(
+            lambda v, alone=alone, n=steps: spec.log_joint(alone, v.view(1, n, M)).sum(), zero
+        )
+        precisions.append(-hessian)
+    return spec, data, precisions
+
+
+@pytest.mark.parametrize(("encoder", "off"), [("free", 1e-4), ("conv", 2e-2), ("mlp", 2e-2)])
+def test_a_mean_field_starts_at_the_best_one(encoder, off):
+    r"""The least gap is half of sum log|U_tt| - log|U|, U by automatic differentiation."""
+    spec, data, precisions = linear_gaussian()
+    engine = ps.inference.VariationalInference(guide="mean-field", encoder=encoder, hidden=4)
+    made = engine._new_recognition(spec, data, rough_path(spec, data))
+    got = variational_posterior(spec, data.batch(), made, draws=2, seed=0)
+    want = ps.smooth(spec, data)
+    same(got.mean, want.mean, equal_nan=True, rtol=0, atol=off)
+    for b, whole in enumerate(precisions):
+        steps = len(whole) // M
+        own = whole.view(steps, M, steps, M).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        least = 0.5 * (torch.logdet(own).sum() - torch.logdet(whole))
+        gap = want.log_evidence[b] - got.log_evidence[b]
+        assert -1e-9 <= float(gap - least) < off
+        spread = torch.linalg.inv(own)  # steps 3 to 5 are without data
+        same(got.covariance()[b, :steps], spread, rtol=0, atol=off)
+
+
+def test_free_evidence_comes_back_from_far():
+    """From numbers with noise of half their size to the exact evidence."""
+    spec, data, _ = linear_gaussian()
+    spec.requires_grad_(False)
+
+    class Far(ps.inference.VariationalInference):
+        def _new_recognition(self, *given):
+            made = super()._new_recognition(*given)
+            with torch.no_grad():
+                for k, p in enumerate(made.parameters()):
+                    p += 0.5 * p.abs().clamp_min(0.1) * rand(*p.shape, seed=k)
+            return made
+
+    engine = Far(
+        guide="model", encoder="free", start="model", steps=600, learning_rate=(5e-2, 1e-3),
+        batch_size=3, dtype="float64",
+    )  # fmt: skip
+    fit = engine.fit(spec, data, progress=False)
+    exact = ps.smooth(spec, data).log_evidence
+    got = variational_posterior(spec, data.batch(), fit.recognition, draws=2, seed=0)
+    first = float(exact.sum()) - fit.history["elbo"].iloc[0] * 20
+    assert first > 0.3
+    same(got.log_evidence, exact, rtol=0, atol=5e-3)
