@@ -4,15 +4,19 @@ Parameters of the models are known and held; only recognition models are trained
 
 Evidence: linear-Gaussian models (M = 3, two modalities of 6 and 4 channels, trials of 70 to 100
 steps, a fifth of the entries and one stretch of each trial missing). Training begins at the
-engine's own start, which is exact but for mean field, and at a perturbed one: noise of a tenth of
-each number, at least .01, on all parameters of the recognition model. Reported per trial, for the
-training trials and (with an encoder) ten new ones: exact evidence less the bound, in nats; means
-(in standard deviations) and covariances (relative) against the Kalman smoother; and the
-Monte-Carlo bound from 256 draws against the closed one, in standard errors.
+engine's own start, and at perturbed ones: noise of a tenth and of a half of each number, at least
+.01 and .05, on all parameters of the recognition model. With free evidence the guides "laplace"
+and "model" are the same. Reported per trial, for the training trials and (with an encoder) ten new
+ones: exact evidence less the bound, in nats (of mean field also less the least gap that it can
+reach); means (in standard deviations) and covariances (relative) against the Kalman smoother; and
+the Monte-Carlo bound from 256 draws against the closed one, in standard errors. Number and size of
+the updates were chosen on other models (seeds 50 and 51).
 
 Calibration: how many of the true latent states of 60 held-out trials of 80 steps are inside
 pointwise bands, for linear and piecewise-linear maps with Gaussian channels, and piecewise-linear
-ones with counts and labels, beside the Laplace posterior; sd_ratio compares the bands' widths.
+ones with counts and labels, beside the Laplace posterior; sd_ratio compares the bands' widths, and
+errors are standard errors of a coverage over the trials. The settings of the training were chosen
+on other models; these (seeds 200 and up) were not looked at before.
 """
 
 from __future__ import annotations
@@ -36,10 +40,12 @@ from plssm.inference.variational import VariationalInference
 from plssm.inference.variational_posterior import variational_posterior
 
 COMMAND = "python -m benchmarks variational_inference --out benchmarks/results"
-GUIDES, ENCODERS, LEVELS = ("model", "chain", "mean-field"), ("free", "conv"), (0.5, 0.9, 0.95)
+GUIDES, ENCODERS = ("laplace", "model", "chain", "mean-field"), ("free", "conv")
+LAPLACE, LEVELS = "Laplace posterior", (0.5, 0.9, 0.95)
 DIM, NEW, STEPS, DRAWS = 3, 10, 100, 256
-TRIALS, RATES = {"free": 10, "conv": 30}, {"free": (5e-2, 1e-4), "conv": (1e-2, 1e-5)}
-COVERED, COVERED_STEPS, NOISES = 60, 80, (0.0, 0.1)
+TRIALS, RATES = {"free": 10, "conv": 30}, {"free": (5e-2, 1e-4), "conv": (2e-2, 1e-4)}
+COVERED, COVERED_STEPS, NOISES, FRESH = 60, 80, (0.0, 0.1, 0.5), 200
+MODELS, UPDATES = {"evidence": 3, "calibration": 5}, {"evidence": 800, "calibration": 300}
 
 
 # ---- models and data --------------------------------------------------------------------------
@@ -143,7 +149,7 @@ def monte_carlo(fit: ps.Fit, data: ps.Dataset, closed: Tensor) -> np.ndarray:
     return ((each.mean(0) - closed) / error).numpy()
 
 
-def against_exact(fit: ps.Fit, data: ps.Dataset) -> dict[str, Any]:
+def against_exact(fit: ps.Fit, data: ps.Dataset, guide: str) -> dict[str, Any]:
     """Gap, moments and Monte-Carlo bound on some trials."""
     exact = ps.smooth(fit.model, data)
     found = variational_posterior(fit.model, data.batch(), fit.recognition, draws=1, seed=0)
@@ -153,7 +159,10 @@ def against_exact(fit: ps.Fit, data: ps.Dataset) -> dict[str, Any]:
     deviation = spread.diagonal(dim1=-2, dim2=-1).sqrt()
     mean = ((found.mean - exact.mean) / deviation).abs()
     score = monte_carlo(fit, data, found.log_evidence)
+    over = gap - np.array(least_gap(fit.model, data)) if guide == "mean-field" else gap
     return {
+        "excess_median": float(np.median(over)),
+        "excess_max": float(over.max()),
         "gap_median": float(np.median(gap)),
         "gap_max": float(gap.max()),
         "gap_min": float(gap.min()),
@@ -202,33 +211,29 @@ def evidence_row(seed: int, encoder: str, guide: str, steps: int, noise: float) 
     first = float(exact - fit.history["elbo"].iloc[0]) * float(data.batch().length.double().mean())
     row = {"model": seed, "encoder": encoder, "guide": guide, "noise": noise}
     row["gap_at_start"] = first
-    if guide == "mean-field":
-        row["least_gap_median"] = float(np.median(least_gap(model, data)))
-    row |= {"training": against_exact(fit, data), "seconds": fit.seconds}
+    least = float(np.mean(least_gap(model, data))) if guide == "mean-field" else 0.0
+    row |= {"least_gap_mean": least, "excess_at_start": first - least}
+    row |= {"training": against_exact(fit, data, guide), "seconds": fit.seconds}
     if encoder != "free":
-        row["new"] = against_exact(fit, unseen)
+        row["new"] = against_exact(fit, unseen, guide)
     return row
 
 
-def evidence(given: argparse.Namespace) -> list[dict]:
+def evidence(models: int, steps: int) -> list[dict]:
     """All models, encoders and guides."""
     rows = []
-    for noise, seed, encoder, guide in product(NOISES, range(given.models), ENCODERS, GUIDES):
-        if noise and guide == "mean-field":
-            continue  # its start is nowhere near its optimum anyway
-        steps = 100 if not noise and guide != "mean-field" else given.steps or 800
-        row = evidence_row(seed, encoder, guide, steps, noise)
+    for noise, seed, encoder, guide in product(NOISES, range(models), ENCODERS, GUIDES):
+        row = evidence_row(seed, encoder, guide, steps if noise else 100, noise)
         rows.append(row)
-        train, new = row["training"], row.get("new", {"gap_max": float("nan")})
+        train, new = row["training"], row.get("new", {"excess_max": float("nan")})
         print(
             f"noise {noise} model {seed} {encoder:<5}{guide:<11} "
-            f"gap at start {row['gap_at_start']:9.3f}  "
-            f"least possible {row.get('least_gap_median', 0.0):7.3f}  "
-            f"trained {train['gap_median']:9.5f} (max {train['gap_max']:.5f}, "
-            f"min {train['gap_min']:.1e})  new max {new['gap_max']:9.5f}  "
-            f"mean {train['mean_error_max']:.1e} sd  "
-            f"covariance {train['covariance_error_max']:.1e}"
-            f"  z sd {train['monte_carlo_z_sd']:.2f} max {train['monte_carlo_z_max']:.2f}"
+            f"at start {row['gap_at_start']:9.3f}  least {row['least_gap_mean']:7.3f}  "
+            f"over it: at start {row['excess_at_start']:9.5f}  "
+            f"trained {train['excess_median']:9.5f} (max {train['excess_max']:.5f})  "
+            f"new max {new['excess_max']:9.5f}  mean {train['mean_error_max']:.1e} sd  "
+            f"covariance {train['covariance_error_max']:.1e}  z sd "
+            f"{train['monte_carlo_z_sd']:.2f} max {train['monte_carlo_z_max']:.2f}"
             f"  {row['seconds']:.0f} s",
             flush=True,
         )
@@ -236,13 +241,15 @@ def evidence(given: argparse.Namespace) -> list[dict]:
 
 
 # ---- calibration ------------------------------------------------------------------------------
-def coverage(posterior: ps.Posterior, truth: Tensor) -> dict[str, float]:
-    """Share of the true states inside the bands of each level."""
-    out = {}
+def coverage(posterior: ps.Posterior, truth: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+    """Share of the true states inside the bands of each level, and errors over the trials."""
+    share, error = {}, {}
     for level in LEVELS:
         low, high = posterior.interval(level)
-        out[str(level)] = float(((low <= truth) & (truth <= high)).double().mean())
-    return out
+        each = ((low <= truth) & (truth <= high)).double().mean((1, 2))
+        share[str(level)] = float(each.mean())
+        error[str(level)] = float(each.std() / np.sqrt(len(each)))
+    return share, error
 
 
 def spread(posterior: ps.Posterior) -> Tensor:
@@ -252,11 +259,11 @@ def spread(posterior: ps.Posterior) -> Tensor:
 
 def calibration_rows(kind: str, seed: int, steps: int) -> list[dict]:
     """Laplace and every guide on one model."""
-    model = draw_model(kind, 100 + seed).requires_grad_(False)
+    model = draw_model(kind, FRESH + seed).requires_grad_(False)
     options = {"trials": COVERED, "steps": COVERED_STEPS}
-    train, held = (model.simulate(seed=10 * seed + k, **options) for k in (1, 2))
+    train, held = (model.simulate(seed=10 * (FRESH + seed) + k, **options) for k in (1, 2))
     truth, laplace = torch.as_tensor(held.latent), ps.smooth(model, held)
-    rows = [{"guide": "laplace", "posterior": laplace, "seconds": float("nan")}]
+    rows: list[dict] = [{"guide": LAPLACE, "posterior": laplace, "seconds": None}]
     for guide in GUIDES:
         engine = VariationalInference(
             seed=seed, steps=steps, guide=guide, start="model", learning_rate=(2e-2, 3e-4),
@@ -267,41 +274,51 @@ def calibration_rows(kind: str, seed: int, steps: int) -> list[dict]:
     out = []
     for row in rows:
         found = row.pop("posterior")
-        row |= {"kind": kind, "model": seed, "coverage": coverage(found, truth)}
+        row |= {"kind": kind, "model": FRESH + seed}
+        row["coverage"], row["standard_error"] = coverage(found, truth)
         row["sd_ratio"] = float((spread(found) / spread(laplace)).median())
         row["error"] = float((found.mean - truth).square().mean().sqrt())
         below = laplace.log_evidence - found.log_evidence
         row["below_laplace_evidence"] = float(below.median())
         print(
-            f"{kind:<18} model {seed} {row['guide']:<11}",
-            "  ".join(f"{k} {v:.3f}" for k, v in row["coverage"].items()),
+            f"{kind:<18} model {row['model']} {row['guide']:<18}",
+            "  ".join(
+                f"{k} {v:.3f} ± {row['standard_error'][k]:.3f}" for k, v in row["coverage"].items()
+            ),
             f" sd ratio {row['sd_ratio']:.3f}  rmse {row['error']:.3f}"
-            f"  nats below {row['below_laplace_evidence']:.2f}  {row['seconds']:.0f} s",
+            f"  nats below {row['below_laplace_evidence']:.2f}  {row['seconds'] or 0:.0f} s",
             flush=True,
         )
         out.append(row)
     return out
 
 
-def calibration(given: argparse.Namespace) -> dict[str, Any]:
+def calibration(models: int, steps: int) -> dict[str, Any]:
     """All kinds of models, and medians over models."""
     kinds, rows = ("linear", "piecewise", "counts and labels"), []
-    for kind, seed in product(kinds, range(given.models)):
-        rows += calibration_rows(kind, seed, given.steps or 400)
+    for kind, seed in product(kinds, range(models)):
+        rows += calibration_rows(kind, seed, steps)
     table = []
-    for kind, guide in product(kinds, ("laplace", *GUIDES)):
+    for kind, guide in product(kinds, (LAPLACE, *GUIDES)):
         mine = [r for r in rows if r["kind"] == kind and r["guide"] == guide]
         row: dict[str, Any] = {"kind": kind, "guide": guide}
         for level in map(str, LEVELS):
             values = [r["coverage"][level] for r in mine]
             row[level] = [float(f(values)) for f in (np.median, min, max)]
+        for name in ("sd_ratio", "error", "below_laplace_evidence"):
+            row[name] = float(np.median([r[name] for r in mine]))
+        errors = [list(r["standard_error"].values()) for r in mine]
+        row["standard_error"] = dict(zip(map(str, LEVELS), np.median(errors, 0), strict=True))
         row["within_5_points"] = all(
             abs(row[str(x)][k] - x) <= 0.05 for x in LEVELS for k in (1, 2)
         )
         table.append(row)
-        shown = "  ".join(f"{k}: {row[k][0]:.3f} ({row[k][1]:.3f}..{row[k][2]:.3f})"
-                          for k in map(str, LEVELS))  # fmt: skip
-        print(f"{kind:<18} {guide:<11} {shown}  within 5 points: {row['within_5_points']}")
+        shown = "  ".join(
+            f"{k}: {row[k][0]:.3f} ({row[k][1]:.3f}..{row[k][2]:.3f}) "
+            f"± {row['standard_error'][k]:.3f}"
+            for k in map(str, LEVELS)
+        )
+        print(f"{kind:<18} {guide:<18} {shown}  within 5 points: {row['within_5_points']}")
     return {"table": table, "rows": rows}
 
 
@@ -313,21 +330,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
-    parser.add_argument("--models", type=int, default=3, help="random models of each kind")
-    parser.add_argument("--steps", type=int, help="updates of each training")
+    parser.add_argument("--models", type=int, help="random models of each kind")
+    parser.add_argument("--steps", type=int, help="updates of each training (100 where exact)")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     path = None if given.out is None else given.out / "variational_inference.json"
     made: dict[str, Any] = {}
     if path is not None and path.exists():
         made = json.loads(path.read_text())
-    made |= {"command": COMMAND, "protocol": __doc__}
+        made.pop("command", None)
+    made["protocol"] = __doc__
     for name, part in PARTS.items():
         if given.part not in (name, "all"):
             continue
+        models, steps = given.models or MODELS[name], given.steps or UPDATES[name]
         began = time.perf_counter()
-        made[name] = part(given)
+        made[name] = part(models, steps)
         made[f"seconds_{name}"] = time.perf_counter() - began
+        made[f"command_{name}"] = f"{COMMAND} --part {name} --models {models} --steps {steps}"
         if path is not None:
             path.write_text(json.dumps(made, indent=1) + "\n")
     return 0
