@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -86,11 +87,13 @@ class Posterior(ABC):
 
     def __repr__(self) -> str:
         trials, steps, dim = self.mean.shape
-        total = float(self.log_evidence.sum())
         return (
             f"{type(self).__name__}(trials={trials}, steps={steps}, dim={dim}, "
-            f"log_evidence={total:.4g} [{self.evidence_kind}])"
+            f"log_evidence={self._evidence_text()} [{self.evidence_kind}])"
         )
+
+    def _evidence_text(self) -> str:
+        return f"{float(self.log_evidence.sum()):.4g}"
 
 
 class GaussianChain(Posterior):
@@ -105,7 +108,8 @@ class GaussianChain(Posterior):
         mean: Posterior mean ``[B, T, M]``.
         factor: Cholesky factor of the precision.
         length: Latent steps of each trial ``[B]``.
-        log_evidence: Log evidence of each trial ``[B]``.
+        log_evidence: Log evidence of each trial ``[B]``, or a function that returns it, which is
+            called when somebody asks for it.
         evidence_kind: What ``log_evidence`` is.
         status: How the mode search of each trial stopped.
     """
@@ -116,20 +120,30 @@ class GaussianChain(Posterior):
         factor: ChainFactor | BandedFactor,
         *,
         length: np.ndarray,
-        log_evidence: np.ndarray,
+        log_evidence: np.ndarray | Callable[[], np.ndarray],
         evidence_kind: EvidenceKind,
         status: tuple[str, ...] = (),
     ) -> None:
         self._length = np.asarray(length, dtype=np.int64)
         self.mean = _tensor(_blank(mean, self._length))
         self.length = torch.from_numpy(self._length.copy())
-        self.log_evidence = _tensor(log_evidence)
+        self._evidence = log_evidence
         self.evidence_kind = evidence_kind
         self.status = status
         self._factor = factor
         self._path = np.ascontiguousarray(mean, dtype=np.float64)
         self._covariances: tuple[np.ndarray, np.ndarray] | None = None
         self._lags: np.ndarray | None = None
+
+    @cached_property
+    def log_evidence(self) -> Tensor:
+        """Log evidence of each trial ``[B]``, in nats."""
+        if callable(self._evidence):
+            self._evidence = self._evidence()  # what it was made from is no longer needed
+        return _tensor(self._evidence)
+
+    def _evidence_text(self) -> str:
+        return "(not computed yet)" if callable(self._evidence) else super()._evidence_text()
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean, covariance and cross-covariance as plain arrays, 0 beyond a trial's end.

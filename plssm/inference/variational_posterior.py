@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from functools import partial
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ def variational_posterior(
     .. math:: \log p(Y) \ge E_q[\log p(Y, Z)] + H[q]
 
     The expectation is exact for linear-Gaussian models and a mean over draws otherwise; the
-    entropy is exact. Draws depend on the seed and the trial's name only.
+    entropy is exact. Draws depend on the seed and the trial's name only, and are made when
+    somebody asks for the bound.
 
     Args:
         model: The model, float64.
@@ -51,23 +53,29 @@ def variational_posterior(
         CapabilityError: If the precision is not positive definite.
     """
     mean, chain = factored(batch, recognition(model, batch))
-    length, (trials, _, dim) = batch.length.numpy(), mean.shape
-    entropy = 0.5 * length * dim * (1 + LOG_2PI) - 0.5 * chain.logdet
+    evidence = partial(_bound, model, batch, mean, chain, draws=draws, seed=seed, bound=bound)
+    kind = "tempered" if is_tempered(model) else bound
+    return GaussianChain(
+        mean, chain, length=batch.length.numpy(), log_evidence=evidence, evidence_kind=kind,
+        status=("variational",) * len(batch),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _bound(
+    model: StateSpaceModel, batch: Batch, mean: np.ndarray, chain: ChainFactor, *, draws: int,
+    seed: int, bound: str,
+) -> np.ndarray:  # fmt: skip
+    """The bound on the evidence of every trial [B]."""
+    entropy = 0.5 * chain.length * mean.shape[2] * (1 + LOG_2PI) - 0.5 * chain.logdet
     if bound == "elbo" and is_closed(model, batch.dt):
         moments = (torch.from_numpy(x) for x in (mean, *chain.covariances()))
         weight = batch.time_mask.to(torch.float64)
-        evidence = expected_log_joint(model, batch, *moments, weight).numpy() + entropy
-    else:
-        logs = _log_ratios(model, batch, mean, chain, draws=draws, seed=seed, entropy=entropy)
-        if bound == "importance":
-            evidence = np.logaddexp.reduce(logs[1], 0) - math.log(draws)
-        else:
-            evidence = logs[0].mean(0)
-    kind = "tempered" if is_tempered(model) else bound
-    return GaussianChain(
-        mean, chain, length=length, log_evidence=evidence, evidence_kind=kind,
-        status=("variational",) * trials,
-    )  # fmt: skip
+        return expected_log_joint(model, batch, *moments, weight).numpy() + entropy
+    logs = _log_ratios(model, batch, mean, chain, draws=draws, seed=seed, entropy=entropy)
+    if bound == "importance":
+        return np.logaddexp.reduce(logs[1], 0) - math.log(draws)
+    return logs[0].mean(0)
 
 
 def factored(batch: Batch, terms: PathTerms) -> tuple[np.ndarray, ChainFactor]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
 
 import plssm as ps
-from plssm.posterior import FilteredMarginals
+from plssm.posterior import FilteredMarginals, GaussianChain
 
 LENGTHS = (6, 3, 1)
 
@@ -109,3 +112,42 @@ def test_filtered_marginals_of_a_singular_covariance_can_be_drawn():
         length=np.array([2]), log_evidence=np.zeros(1),
     )  # fmt: skip
     assert float(one.sample(5).abs().max()) < 1e-4
+
+
+def lazy(calls):
+    """The posterior of a problem whose evidence is computed when it is asked for."""
+    known = ps.smooth(*problem())
+
+    def evidence():
+        calls.append(1)
+        return known.log_evidence.numpy()
+
+    mean, _, _ = known.arrays()
+    chain = GaussianChain(
+        mean, known._factor, length=known.length.numpy(), log_evidence=evidence,
+        evidence_kind="elbo",
+    )  # fmt: skip
+    return chain, known
+
+
+def test_evidence_is_computed_once_and_when_asked_for():
+    calls = []
+    chain, known = lazy(calls)
+    chain.covariance(), chain.sample(2), chain.moved(np.zeros(chain.mean.shape))
+    assert "log_evidence=(not computed yet) [elbo]" in repr(chain)
+    assert not calls
+    for _ in range(2):
+        assert torch.equal(chain.log_evidence, known.log_evidence)
+    assert len(calls) == 1
+    assert f"{float(known.log_evidence.sum()):.4g} [elbo]" in repr(chain)
+
+
+def test_bounds_survive_copies_and_files_before_they_are_asked_for():
+    model, data = problem()
+    engine = ps.inference.VariationalInference(steps=2, checks=1, encoder="none", draws=3)
+    post = engine.infer(model, data)
+    other = pickle.loads(pickle.dumps(post))
+    again, moved = copy.deepcopy(post), post.moved(np.zeros(post.mean.shape))
+    want = engine.infer(model, data).log_evidence
+    for one in (post, other, again, moved):
+        assert torch.equal(one.log_evidence, want)
