@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from plssm import storage
 from plssm.data import Dataset
+from plssm.errors import CapabilityError
 from plssm.metrics.baselines import Baseline
 from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
@@ -118,7 +120,19 @@ class Fit:
         Returns:
             Mean, covariance, draws, intervals and the log evidence of every trial.
         """
+        if options:
+            self._check_options(options)
         return self._infer(self.model, data, causal=causal, **options)
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Refuses options that the engine's ``infer`` does not have."""
+        known = set(signature(self._infer).parameters) - {"model", "data", "recognition"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise CapabilityError(
+                f"posterior: {type(self.engine).__name__} has no option {unknown[0]!r}; it takes "
+                f"{sorted(known)}."
+            )
 
     @property
     def _infer(self) -> Infer:

@@ -1,24 +1,47 @@
-"""What every inference engine is: hyper-parameters, a refusal, a fit and an inference."""
+"""What every inference engine is: hyper-parameters, a refusal, trainings and an inference."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
+from torch import nn
 
 from plssm.data import Dataset
+from plssm.fit import Fit
 from plssm.inference.modality_weights import check_weights
 from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
 
-if TYPE_CHECKING:
-    from plssm.fit import Fit
+__all__ = ["Engine", "Run", "best_of", "working_copy"]
 
-__all__ = ["Engine", "working_copy"]
+
+class Run(NamedTuple):
+    """One training from its own start values.
+
+    Attributes:
+        restart: Its number.
+        score: What it is worth; lower is better, NaN is worst.
+        model: What it has learned.
+        history: One row per iteration or check.
+        recognition: What was learned beside the model to infer with, if anything was.
+        interrupted: Whether Ctrl-C ended it.
+    """
+
+    restart: int
+    score: float
+    model: StateSpaceModel
+    history: pd.DataFrame
+    recognition: nn.Module | None = None
+    interrupted: bool = False
 
 
 @dataclass
@@ -41,7 +64,6 @@ class Engine(ABC):
     def __post_init__(self) -> None:
         check_weights(self.modality_weights)
 
-    @abstractmethod
     def fit(
         self,
         model: StateSpaceModel,
@@ -50,7 +72,45 @@ class Engine(ABC):
         validation: Dataset | None = None,
         progress: bool | None = None,
     ) -> Fit:
-        """Fit a copy of ``model`` to ``data``; ``model`` itself is never changed."""
+        """Fit a copy of ``model`` to ``data``; an interruption (Ctrl-C) keeps the best so far.
+
+        Args:
+            model: The model; never changed.
+            data: Training trials.
+            validation: Trials that decide which restart (and which state of a training by
+                gradients) is best; the training data where absent.
+            progress: Show a progress bar; None shows it where someone can see it.
+
+        Returns:
+            The best fit; ``fit.history`` has the course of all restarts, and which is selected.
+
+        Raises:
+            DataError: If the data do not match the model.
+            CapabilityError: If the engine cannot treat the model.
+        """
+        self.check_training(model, data)
+        if validation is not None:
+            self.check(model, validation)
+        began = time.perf_counter()
+        runs = self.trainings(model, data, validation, progress)
+        best = best_of(runs)
+        tables = [run.history.assign(restart=run.restart) for run in runs]
+        history = pd.concat(tables, ignore_index=True)
+        history["selected"] = history["restart"] == best.restart
+        return Fit.after_training(
+            best.model, self, data, history=history, seconds=time.perf_counter() - began,
+            recognition=best.recognition,
+        )  # fmt: skip
+
+    @abstractmethod
+    def trainings(
+        self,
+        model: StateSpaceModel,
+        data: Dataset,
+        validation: Dataset | None,
+        progress: bool | None,
+    ) -> Sequence[Run]:
+        """Trains copies of a model that was checked, one for each restart (see :meth:`fit`)."""
 
     @abstractmethod
     def infer(self, model: StateSpaceModel, data: Dataset, *, causal: bool = False) -> Posterior:
@@ -74,6 +134,11 @@ class Engine(ABC):
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters as plain JSON-able values."""
         return dataclasses.asdict(self)
+
+
+def best_of(runs: Sequence[Run]) -> Run:
+    """The training with the lowest score; the first one where none has a score."""
+    return min(runs, key=lambda run: math.inf if math.isnan(run.score) else run.score)
 
 
 def working_copy(model: StateSpaceModel, dtype: torch.dtype = torch.float64) -> StateSpaceModel:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
 from plssm.data import Dataset
 from plssm.dynamics.base import PiecewiseLinear
 from plssm.errors import CapabilityError, PlssmError
-from plssm.fit import Fit
-from plssm.inference.base import Engine, working_copy
+from plssm.inference.base import Engine, Run, working_copy
 from plssm.inference.em_run import EMRun
 from plssm.inference.laplace import laplace_posterior
 from plssm.inference.modality_weights import temper
@@ -110,33 +107,14 @@ class LaplaceEM(Engine):
         """Posterior of the latent paths: Laplace smoothing, or causal filtering."""
         return smooth(model, data, method="laplace", causal=causal)
 
-    def fit(
+    def trainings(
         self,
         model: StateSpaceModel,
         data: Dataset,
-        *,
-        validation: Dataset | None = None,
-        progress: bool | None = None,
-    ) -> Fit:
-        """Fit a copy of ``model`` to ``data``; an interruption (Ctrl-C) keeps the best so far.
-
-        Args:
-            model: The model; never changed.
-            data: Training trials.
-            validation: Trials on which restarts are compared; the training data where absent.
-            progress: Show a progress bar; None shows it where someone can see it.
-
-        Returns:
-            The fit with the best evidence over the restarts.
-
-        Raises:
-            DataError: If the data do not match the model.
-            CapabilityError: If the dynamics are not piecewise linear.
-        """
-        self.check_training(model, data)
-        if validation is not None:
-            self.check(model, validation)
-        began = time.perf_counter()
+        validation: Dataset | None,
+        progress: bool | None,
+    ) -> list[Run]:
+        """All restarts; they are compared by the evidence."""
         batch, start = data.batch(), working_copy(model)
         temper(start, data, self.modality_weights)
         runs = []
@@ -152,20 +130,21 @@ class LaplaceEM(Engine):
                     warnings.warn(
                         "LaplaceEM was interrupted; the best parameters so far are kept.",
                         RuntimeWarning,
-                        stacklevel=2,
+                        stacklevel=3,
                     )
                     if recovered:
-                        runs.append((self._selection(run, validation), run))
+                        runs.append(self._finished(run, validation, interrupted=True))
                     break
-                runs.append((self._selection(run, validation), run))
-        best = max(runs, key=lambda pair: pair[0])[1]
-        history = pd.concat([run.table() for _, run in runs], ignore_index=True)
-        history["selected"] = history["restart"] == best.restart
-        for part in (best.model.dynamics, *best.model.observations.values()):
+                runs.append(self._finished(run, validation))
+        return runs
+
+    def _finished(
+        self, run: EMRun, validation: Dataset | None, *, interrupted: bool = False
+    ) -> Run:
+        for part in (run.model.dynamics, *run.model.observations.values()):
             part.initialised = True
-        return Fit.after_training(
-            best.model, self, data, history=history, seconds=time.perf_counter() - began
-        )
+        score = -self._selection(run, validation)
+        return Run(run.restart, score, run.model, run.table(), interrupted=interrupted)
 
     def _selection(self, run: EMRun, validation: Dataset | None) -> float:
         if not np.isfinite(run.evidence):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,8 +16,7 @@ from torch import nn
 
 from plssm.data import Dataset
 from plssm.errors import PlssmError
-from plssm.fit import Fit
-from plssm.inference.base import Engine, working_copy
+from plssm.inference.base import Engine, Run, best_of, working_copy
 from plssm.inference.checkpoint import identity
 from plssm.inference.forcing import GTF, ForcingScheme, make_scheme, scheme_settings
 from plssm.inference.smoothers import smooth
@@ -141,51 +139,30 @@ class TeacherForcing(Engine):
         """Posterior of the latent paths: Laplace smoothing, or causal filtering."""
         return smooth(model, data, method="laplace", causal=causal)
 
-    def fit(
+    def trainings(
         self,
         model: StateSpaceModel,
         data: Dataset,
-        *,
-        validation: Dataset | None = None,
-        progress: bool | None = None,
-    ) -> Fit:
-        """Fit a copy of ``model`` to ``data``; an interruption (Ctrl-C) keeps the best so far.
+        validation: Dataset | None,
+        progress: bool | None,
+    ) -> list[Run]:
+        """All restarts; the best one learns its noise at the end.
 
-        Args:
-            model: The model; never changed.
-            data: Training trials.
-            validation: Trials that free runs are compared with; the training data where absent.
-            progress: Show a progress bar; None shows it where someone can see it.
-
-        Returns:
-            The fit with the best score over checks and restarts.
-
-        Raises:
-            DataError: If the data do not match the model.
-            CapabilityError: If the observations do not say where the states are.
+        They are compared by their free runs, or by the loss where these say nothing.
         """
-        self.check_training(model, data)
-        if validation is not None:
-            self.check(model, validation)
-        began = time.perf_counter()
         with TrainingProgress(self.steps, self.restarts, show=progress) as bar:
             runs = self._all_restarts((model, data, validation), bar)
-            best = min(runs, key=lambda run: run.score)
-            history = pd.concat([run.history for run in runs], ignore_index=True)
-            history["selected"] = history["restart"] == best.restart
             if self.fit_noise:
+                best = best_of(runs)
                 bar.say("fitting the noise")
                 self.scheme.fit_noise(
                     best.model, data, seed=self.seed, recognition=best.recognition
                 )
-            if self.checkpoint and not any(run.interrupted for run in runs):
-                Path(self.checkpoint).unlink(missing_ok=True)
-        return Fit.after_training(
-            best.model, self, data, history=history, seconds=time.perf_counter() - began,
-            recognition=best.recognition,
-        )  # fmt: skip
+        if self.checkpoint and not any(run.interrupted for run in runs):
+            Path(self.checkpoint).unlink(missing_ok=True)
+        return runs
 
-    def _all_restarts(self, problem: tuple, bar: TrainingProgress) -> list[_Run]:
+    def _all_restarts(self, problem: tuple, bar: TrainingProgress) -> list[Run]:
         """All trainings, one after the other or in processes; Ctrl-C ends them."""
         runs = []
         if min(self.workers, self.restarts) == 1:
@@ -210,7 +187,7 @@ class TeacherForcing(Engine):
     def _train(
         self, model: StateSpaceModel, data: Dataset, validation: Dataset | None, restart: int,
         bar: TrainingProgress | None = None,
-    ) -> _Run:  # fmt: skip
+    ) -> Run:  # fmt: skip
         """One training from its own start values."""
         dtype, seed = getattr(torch, self.dtype), self.seed * 1000 + restart
         whole, batch = working_copy(model), data.batch()
@@ -224,9 +201,7 @@ class TeacherForcing(Engine):
         engine = replace(self, scheme=scheme)
         problem = scheme.problem(engine, copy, batch.to(dtype=dtype), check, seed=seed)
         if not list(problem.parameters()):
-            return _Run(
-                whole, math.nan, pd.DataFrame({"restart": [restart]}), restart, False, None
-            )
+            return Run(restart, math.nan, whole, pd.DataFrame({"restart": [restart]}))
         told = identity(self, model, batch)
         trainer = Trainer(problem, self.training(), seed=seed, identity=told)
         report = None if bar is None else partial(bar.advance, restart)
@@ -236,17 +211,6 @@ class TeacherForcing(Engine):
             for mine, theirs in zip(whole.parameters(), copy.parameters(), strict=True):
                 if mine.requires_grad:
                     mine.copy_(theirs)
-        return _Run(
-            whole, trainer.best_score, rows, restart, trainer.interrupted, problem.recognition
+        return Run(
+            restart, trainer.best_score, whole, rows, problem.recognition, trainer.interrupted
         )
-
-
-class _Run(NamedTuple):
-    """One training: the model, its score, one row per check, and what else it gave."""
-
-    model: StateSpaceModel
-    score: float
-    history: pd.DataFrame
-    restart: int
-    interrupted: bool
-    recognition: nn.Module | None

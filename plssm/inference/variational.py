@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,7 @@ from torch import Tensor
 
 from plssm.data import Batch, Dataset
 from plssm.errors import PlssmError
-from plssm.fit import Fit
-from plssm.inference.base import Engine, working_copy
+from plssm.inference.base import Engine, Run, working_copy
 from plssm.inference.checkpoint import identity
 from plssm.inference.encoder_networks import NETWORKS
 from plssm.inference.encoders import Encoder
@@ -78,6 +78,8 @@ class VariationalInference(Engine):
         process_noise: Variance that the process noise is held at, at the start and at the end
             (it falls exponentially): a path that has to follow the map teaches it to run freely,
             for latents of unit variance. None learns it.
+        ridge: Precision of a zero-mean Gaussian prior on the weights of the hinges, as of
+            :class:`LaplaceEM`, of maps that are regressions.
         drop: Chance that a modality is hidden in a training window, from encoder and likelihood,
             which makes predictions from some modalities better.
         clip: Largest norm of a gradient.
@@ -88,7 +90,8 @@ class VariationalInference(Engine):
             ``"model"`` force one of the two.
         start_iterations: EM iterations that a fresh map with a closed-form M-step starts from.
         draws: Draws from which the bound of a posterior is estimated.
-        dtype: Precision of training, "float32" or "float64".
+        dtype: Precision of training, "float32" or "float64" (for process-noise variances that are
+            less than 1e-4 of those of the states).
         checkpoint: File an interrupted training goes on from (one restart only).
         checkpoint_seconds: Seconds between two writes of it, at least; they come with checks.
 
@@ -112,6 +115,7 @@ class VariationalInference(Engine):
     warmup: float = 0.1
     anneal: float = 0.0
     process_noise: tuple[float, float] | None = None
+    ridge: float = 1.0
     drop: float = 0.0
     clip: float = 10.0
     checks: int = 25
@@ -151,6 +155,8 @@ class VariationalInference(Engine):
                 raise PlssmError(
                     f"VariationalInference: {name} is {getattr(self, name)}, wanted >= 1."
                 )
+        if not self.ridge >= 0:
+            raise PlssmError(f"VariationalInference: ridge is {self.ridge}, wanted >= 0.")
         for name in ("warmup", "anneal", "drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise PlssmError(
@@ -175,6 +181,11 @@ class VariationalInference(Engine):
             self.steps, self.learning_rate, self.clip, self.checks, self.patience,
             self.checkpoint, self.checkpoint_seconds,
         )  # fmt: skip
+
+    @property
+    def noise_falls(self) -> bool:
+        """Whether the process noise is held at values that change, so that bounds do, too."""
+        return self.process_noise is not None and self.process_noise[0] != self.process_noise[1]
 
     # ---- inference ----------------------------------------------------------------------------
     def infer(
@@ -202,6 +213,11 @@ class VariationalInference(Engine):
                 one of training; the path is the same.
             draws: Draws from which it is estimated; None takes those of the engine.
         """
+        if causal and (bound or draws):
+            raise PlssmError(
+                "VariationalInference: a filter has no bound; leave out bound= and draws=, or "
+                "causal=True."
+            )
         bound, draws = bound or self.bound, self.draws if draws is None else draws
         dataclasses.replace(self, bound=bound, draws=draws)  # refuses what there is not
         self.check(model, data)
@@ -243,69 +259,58 @@ class VariationalInference(Engine):
         return recognition
 
     # ---- fitting ------------------------------------------------------------------------------
-    def fit(
+    def trainings(
         self,
         model: StateSpaceModel,
         data: Dataset,
-        *,
-        validation: Dataset | None = None,
-        progress: bool | None = None,
-    ) -> Fit:
-        """Fit a copy of ``model`` to ``data``; an interruption (Ctrl-C) keeps the best so far.
-
-        Args:
-            model: The model; never changed.
-            data: Training trials.
-            validation: Trials on which the bound is measured; the training data where absent.
-            progress: Show a progress bar; None shows it where someone can see it.
-
-        Returns:
-            The fit with the best bound over checks and restarts; ``fit.recognition`` is its guide.
-
-        Raises:
-            DataError: If the data do not match the model.
-        """
-        self.check_training(model, data)
-        if validation is not None:
-            self.check(model, validation)
-        began = time.perf_counter()
+        validation: Dataset | None,
+        progress: bool | None,
+    ) -> list[Run]:
+        """All restarts; they are compared by the bound."""
         whole = working_copy(model)
         temper(whole, data, self.modality_weights)
         check = None if validation is None else validation.batch()
+        told, runs = identity(self, model, data.batch()), []
         with TrainingProgress(self.steps, self.restarts, show=progress) as bar:
-            runs = []
             for restart in range(self.restarts):
-                seed = self.seed * 1000 + restart
-                begun = started_model(
-                    whole, data, start=self.start, seed=seed, iterations=self.start_iterations
-                )
-                path = rough_path(begun, data)
-                recognition = self._new_recognition(begun, data, path)
-                report = partial(bar.advance, restart)
-                told = identity(self, model, data.batch())
-                trained, trainer, rows = self._trained(
-                    begun,
-                    recognition,
-                    data.batch(),
-                    check,
-                    seed=seed,
-                    report=report,
-                    told=told,
-                    path=path,
-                )
-                rows.insert(0, "restart", restart)
-                runs.append((trainer.best_score, begun, trained, rows))
-                if trainer.interrupted:
+                try:
+                    runs.append(self._run(whole, data, check, restart, told, bar))
+                except KeyboardInterrupt:  # while it was being started
+                    if not runs:
+                        raise
+                    warnings.warn(
+                        f"VariationalInference was interrupted before restart {restart} began; "
+                        "the best one so far is kept.",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
+                    runs[-1] = runs[-1]._replace(interrupted=True)
+                if runs[-1].interrupted:
                     break
-        score, best, recognition, _ = min(runs, key=lambda run: run[0])
-        history = pd.concat([run[3] for run in runs], ignore_index=True)
-        history["selected"] = history["restart"] == [run[0] for run in runs].index(score)
-        if self.checkpoint and not trainer.interrupted:
+        if self.checkpoint and not runs[-1].interrupted:
             Path(self.checkpoint).unlink(missing_ok=True)
-        return Fit.after_training(
-            best, self, data, history=history, seconds=time.perf_counter() - began,
-            recognition=recognition,
+        return runs
+
+    def _run(
+        self, whole: StateSpaceModel, data: Dataset, check: Batch | None, restart: int, told: str,
+        bar: TrainingProgress,
+    ) -> Run:  # fmt: skip
+        """One restart."""
+        seed = self.seed * 1000 + restart
+        begun = started_model(
+            whole, data, start=self.start, seed=seed, iterations=self.start_iterations
+        )
+        path = rough_path(begun, data)
+        guide, trainer, rows = self._trained(
+            begun, self._new_recognition(begun, data, path), data.batch(), check, path=path,
+            seed=seed, report=partial(bar.advance, restart), told=told,
         )  # fmt: skip
+        rows.insert(0, "restart", restart)
+        score = trainer.best_score
+        if self.noise_falls:  # bounds compare where the noise is the last
+            ended = trainer.step == self.steps
+            score = -float(rows["elbo"].iloc[-1]) if ended else math.inf
+        return Run(restart, score, begun, rows, guide, trainer.interrupted)
 
     def _trained(
         self,

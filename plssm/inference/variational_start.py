@@ -54,7 +54,10 @@ def started_model(
         weights = {name: float(o.tempering) for name, o in model.observations.items()}
         options = {"iterations": max(iterations, 1), "stages": stages}
         engine = LaplaceEM(seed=seed, start=start, modality_weights=weights, **options)
-        return working_copy(engine.fit(copy, data, progress=False).model)
+        (run,) = engine.trainings(copy, data, None, False)
+        if run.interrupted:
+            raise KeyboardInterrupt
+        return working_copy(run.model)
     batch = data.batch()
     quadratic = all(o.quadratic for o in model.observations.values())
     path = (state_path if quadratic else predictable_path)(copy, batch, copy.dim)
