@@ -11,7 +11,7 @@ from plssm.inference.recognition import Recognition
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 
-__all__ = ["refresh_chain", "start_encoder", "start_recognition"]
+__all__ = ["refresh_chain", "refresh_typical", "start_encoder", "start_recognition"]
 
 RIDGE = 1e-9  # relative; keeps a regression solvable whose columns depend on each other
 SMALL = 1e-2  # size of factors that would be zero, where no gradient reaches them
@@ -54,10 +54,7 @@ def refresh_chain(
     """
     dynamics, kind = model.dynamics, path.dtype
     z = path[inside]
-    centred = z - z.mean(0)
-    spread = centred.T @ centred / len(z) + dynamics.noise.covariance
-    recognition.typical_mean.copy_(z.mean(0))
-    recognition.typical_precision.copy_(torch.linalg.inv(spread.double()))
+    refresh_typical(recognition, model, z)
     recognition.initial_mean.copy_(dynamics.initial.mean)
     recognition.initial_factor.copy_(_raw(dynamics.initial.noise.precision))
     before = path[:, :-1][inside[:, 1:]]
@@ -72,6 +69,21 @@ def refresh_chain(
     recognition.C.copy_(dynamics.C)
     noise = dynamics.noise.covariance.double() + residual.T @ residual / len(residual)
     recognition.factor.copy_(_raw(torch.linalg.inv(noise)))
+
+
+@torch.no_grad()
+def refresh_typical(recognition: Recognition, model: StateSpaceModel, z: Tensor) -> None:
+    """Writes mean and precision of states, which windows inside a recording begin with.
+
+    Args:
+        recognition: Changed in place.
+        model: The model.
+        z: States [n, M].
+    """
+    centred = z - z.mean(0)
+    spread = centred.T @ centred / len(z) + model.dynamics.noise.covariance
+    recognition.typical_mean.copy_(z.mean(0))
+    recognition.typical_precision.copy_(torch.linalg.inv(spread.double()))
 
 
 def _raw(precision: Tensor) -> Tensor:

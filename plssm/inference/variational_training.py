@@ -13,13 +13,18 @@ from torch import Tensor, nn
 from plssm.data import Batch
 from plssm.inference.batch_windows import BatchWindow, BatchWindows
 from plssm.inference.closed_bound import expected_log_joint, is_closed
+from plssm.inference.fisher_coordinates import (
+    FisherCoordinates,
+    MapCoordinates,
+    ReadoutCoordinates,
+    applied,
+)
 from plssm.inference.path_bound import PathBound, PathGuide
 from plssm.inference.path_distribution import GaussianPath
 from plssm.inference.pyro_bridge import PyroModel
 from plssm.inference.recognition import Recognition
-from plssm.inference.recognition_start import refresh_chain
+from plssm.inference.recognition_start import refresh_chain, refresh_typical
 from plssm.inference.trainer import Problem
-from plssm.inference.whitened_map import WhitenedMap
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 
@@ -53,9 +58,9 @@ class PathTraining(Problem):
         self.engine, self.model, self.recognition = engine, model, recognition
         self.learn_model = learn_model
         self.bound = PathBound(engine.bound)
-        self.map = None
+        self.coordinates: dict[str, FisherCoordinates] = {}
         if learn_model and path is not None:
-            self.map = WhitenedMap.of(model.dynamics, path, batch.inputs, batch.time_mask)
+            self.coordinates = self._coordinates(batch, path)
         steps, context = window_steps(engine, model, recognition, batch)
         self.windows = BatchWindows(batch, steps=steps, context=context)
         self.count = engine.batch_size or max(STEPS // min(steps, batch.steps), 1)
@@ -65,6 +70,7 @@ class PathTraining(Problem):
         self._fixed = self._fixed_windows(check, steps, context, check is batch)
         self._held: StateSpaceModel | None = None
         self.progress = 0.0
+        self._falling = engine.noise_falls and learn_model
         if engine.process_noise is not None and learn_model:
             model.dynamics.noise.requires_grad_(False)
             self._hold_noise(0.0)
@@ -72,11 +78,31 @@ class PathTraining(Problem):
 
     def parameters(self) -> Sequence[nn.Parameter]:
         """The model's free parameters and the recognition model's."""
-        mine = [p for p in self.model.parameters() if self.learn_model and p.requires_grad]
-        if self.map is not None:
-            held = {id(self.model.dynamics.get_parameter(n)) for n in self.map.places}
-            mine = [self.map.values, *(p for p in mine if id(p) not in held)]
-        return [p for p in [*mine, *self.recognition.parameters()] if p.numel()]
+        mine = {id(p): p for p in self.model.parameters() if self.learn_model and p.requires_grad}
+        for name, part in self.coordinates.items():
+            for held in part.replaced(self.model.get_submodule(name)):
+                del mine[held]
+        mine |= {id(part.values): part.values for part in self.coordinates.values()}
+        return [p for p in [*mine.values(), *self.recognition.parameters()] if p.numel()]
+
+    def _coordinates(self, batch: Batch, path: Tensor) -> dict[str, FisherCoordinates]:
+        """Coordinates of map and observation models, by the names of these modules."""
+        model, inside, noise = self.model, batch.time_mask, self.engine.process_noise
+        if noise is not None:  # between the two, where it falls
+            noise = path.new_full((model.dim,), (noise[0] * noise[1]) ** 0.5)
+        exact = batch.to(dtype=torch.float64)
+        found = {"dynamics": MapCoordinates.of(model.dynamics, path, exact.inputs, inside, noise)}
+        for name, observation in model.observations.items():
+            m = exact.modalities[name]
+            found[f"observations.{name}"] = ReadoutCoordinates.of(observation, m, path, inside)
+        kept: dict[str, FisherCoordinates] = {}
+        taken: set[int] = set()
+        for name, part in found.items():
+            mine = set() if part is None else set(part.replaced(model.get_submodule(name)))
+            if mine and not mine & taken:  # what two parts share moves with the first
+                kept[name] = part
+                taken |= mine
+        return kept
 
     def loss(self, progress: float, generator: torch.Generator) -> Tensor:
         """Minus the bound of random windows, per latent step."""
@@ -90,9 +116,18 @@ class PathTraining(Problem):
         beta = max(progress / engine.anneal, 0.01) if annealed else 1.0
         each = self.values(model, window, engine.samples, generator, beta)
         loss = -each.sum() * (self.windows.scale(len(window.batch)) / self.total)
+        return loss + self._penalty(model)
+
+    def _penalty(self, model: StateSpaceModel) -> Tensor | float:
+        """The map's own penalty and the ridge on the weights of its hinges, per latent step."""
+        total = 0.0
         if self._penalised and self.learn_model:
-            loss = loss + model.dynamics.penalty() / self.total
-        return loss
+            total = total + model.dynamics.penalty() / self.total
+        if self.engine.ridge and "dynamics" in self.coordinates:
+            theta = self.coordinates["dynamics"].coefficients().view(model.dim, -1)
+            hinges = theta[:, model.dim : theta.shape[1] - 1 - model.dynamics.n_inputs]
+            total = total + 0.5 * self.engine.ridge * hinges.square().sum() / self.total
+        return total
 
     def values(
         self, model: StateSpaceModel, window: BatchWindow, samples: int,
@@ -122,18 +157,13 @@ class PathTraining(Problem):
             self.model.dynamics.noise.variance = first * (last / first) ** progress
 
     def _moving_model(self) -> StateSpaceModel:
-        """The model whose map follows from its coordinates."""
-        if self.map is None:
-            return self.model
-        moving = copy.copy(self.model)
-        moving._modules = dict(self.model._modules)
-        moving._modules["dynamics"] = self.map.applied(self.model.dynamics)
-        return moving
+        """The model whose parts follow from their coordinates."""
+        return applied(self.model, self.coordinates) if self.coordinates else self.model
 
     def project(self) -> None:
-        """Writes the map's coordinates into the model."""
-        if self.map is not None:
-            self.map.write(self.model.dynamics)
+        """Writes the coordinates into the model."""
+        for name, part in self.coordinates.items():
+            part.write(self.model.get_submodule(name))
 
     def state(self) -> dict[str, float]:
         """How far the noise has fallen."""
@@ -179,18 +209,19 @@ class PathTraining(Problem):
         samples = 1 if self.engine.bound == "elbo" else self.engine.samples
         each = self.values(self.model, window, samples, generator)
         value = float(each.sum()) * scale
-        held = self.engine.process_noise is not None and self.learn_model
-        score = -self.progress if held else -value  # bounds under different noise do not compare
+        score = -self.progress if self._falling else -value  # other noise, other bounds
         return {"score": score if value == value else float("inf"), "elbo": value}
 
     def _refresh(self, window: BatchWindow) -> None:
-        """Keeps the first guess of the path near the model that has changed since."""
-        guide = self.recognition
-        if guide.chain == "learned" or not self.learn_model:
+        """Keeps the first guess of path and first state near the model that has changed since."""
+        guide, batch = self.recognition, window.batch
+        if not self.learn_model:
             return
-        batch = window.batch
         evidence = guide.evidence(self.model, batch, window.row)
         path = guide.point(self.model, batch, evidence, window.start)
+        if guide.chain == "learned":  # it is trained itself
+            refresh_typical(guide, self.model, path[batch.time_mask])
+            return
         refresh_chain(guide, self.model, batch.inputs, path, batch.time_mask)
 
 

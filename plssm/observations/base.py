@@ -32,6 +32,7 @@ from plssm.observations.predictor import LinearPredictor
 if TYPE_CHECKING:
     from plssm.data import Dataset
     from plssm.data.batch import Modality
+    from plssm.observations.learning.regressors import Coefficients
 
 __all__ = ["ObservationModel"]
 
@@ -409,6 +410,24 @@ class ObservationModel(LinearPredictor):
                 memory w gets ``[B, T, w+1, M, M]`` with Cov(z_t, z_{t+l}).
         """
         raise_expectation(self, m, mean, covariance)
+
+    def information(self, m: Modality, z: Tensor) -> tuple[Coefficients, Tensor] | None:
+        """Information about weights, intercepts and covariate weights on a known latent path.
+
+        Args:
+            m: The modality (samples ``[B, n, N]``).
+            z: Latent path ``[B, T, M]``.
+
+        Returns:
+            Where the coefficients stand, and the negative Hessian of the log-density in those of
+            each channel ``[N, q, q]`` (of all together ``[1, K q, K q]`` where they are coupled).
+            None for a model with memory that does not override this.
+        """
+        if self.memory(m.dt):
+            return None
+        expectation = make_expectation(self, m, z, None)
+        theta = expectation.coefficients.read().detach()
+        return expectation.coefficients, expectation.expand(theta).curvature
 
     def encoding(self, m: Modality) -> Tensor:
         """What an encoder reads of each sample ``[B, n, K]``, from this sample alone.

@@ -178,11 +178,17 @@ class Regression:
         theta, dim, centre = theta.clone(), self.spread.shape[-1], self.centre
         gradient = ((self.y - centre @ theta.mT) * self.mask).mT @ centre
         gradient[:, :dim] -= (self.spread @ theta[:, :dim, None]).squeeze(-1)
-        gram = whole_column(self.mask).mT @ (centre[:, :, None] * centre[:, None, :]).flatten(1)
-        gram = gram.unflatten(-1, (centre.shape[1], centre.shape[1]))
-        gram[:, :dim, :dim] += self.spread
+        gram = self.gram()
         theta[:, free] += _solve(gram[:, free][:, :, free], gradient[:, free])
         return theta
+
+    def gram(self) -> Tensor:
+        """Expected sums of products of two regressors, of each channel ``[N, Q, Q]``."""
+        centre, dim = self.centre, self.spread.shape[-1]
+        gram = whole_column(self.mask).mT @ (centre[:, :, None] * centre[:, None, :]).flatten(1)
+        gram = gram.unflatten(-1, (centre.shape[1], centre.shape[1])).contiguous()
+        gram[:, :dim, :dim] += self.spread
+        return gram
 
     def squares(self, theta: Tensor) -> Tensor:
         """Expected sum of squared residuals of each channel ``[N]``."""

@@ -20,6 +20,7 @@ from plssm.observations.bold.scans import check_runs, check_scans
 from plssm.observations.clock import scatter
 from plssm.observations.gaussian_channels import GaussianChannels, Regression, finite, matrix
 from plssm.observations.learning.expected_fit import maximise
+from plssm.observations.learning.regressors import Coefficients
 from plssm.observations.local import Local
 
 if TYPE_CHECKING:
@@ -323,6 +324,13 @@ class BOLD(GaussianChannels):
             if self._update_response(m, mean, lagged):
                 parts = self._regressions(m, mean, lagged)
             self._update_noise(parts)
+
+    def information(self, m: Modality, z: Tensor) -> tuple[Coefficients, Tensor]:
+        """Information about weights, intercepts and nuisance weights (see the base class)."""
+        with torch.no_grad():
+            places = Coefficients(self, covariates=self.n_covariates > 0)
+            grams = torch.cat([part.gram() for part in self._regressions(m, z, None)])
+            return places, grams / self.noise.double()[:, None, None]
 
     def _regressions(self, m: Modality, mean: Tensor, lagged: Tensor | None) -> list[Regression]:
         """Regression of the channels on [h * z; 1; n], one for each kernel."""

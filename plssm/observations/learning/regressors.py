@@ -182,20 +182,33 @@ class Coefficients:
             parts.append(torch.take_along_dim(J, self.own.to(J.device), 1) * self.valid.to(J))
         return torch.cat(parts, dim=1).to("cpu", torch.float64)
 
+    def tensors(self, theta: Tensor, model: LinearPredictor | None = None) -> dict[str, Tensor]:
+        """Values of the parameters that are not frozen, differentiable in the coefficients.
+
+        Args:
+            theta: ``[K, q]``.
+            model: Another model of the same sizes, or None.
+        """
+        model = self.model if model is None else model
+        dim, out = model.dim, {}
+        if model.weight.requires_grad:
+            out["weight"] = theta[:, :dim].to(model.weight)
+        if model.bias.requires_grad:
+            out["bias"] = theta[:, dim].to(model.bias)
+        J = model.nuisance_weight
+        if J.requires_grad and theta.shape[1] > dim + 1:
+            end = dim + 1 + len(self.shared)
+            value = J.detach().clone().index_copy(1, self.shared, theta[:, dim + 1 : end].to(J))
+            rows, places = self.valid.nonzero(as_tuple=True)
+            own = theta[:, end:][rows, places].to(J)
+            out["nuisance_weight"] = value.index_put((rows, self.own[rows, places]), own)
+        return out
+
+    @torch.no_grad()
     def write(self, theta: Tensor) -> None:
         """Set the parameters of the model that are not frozen to coefficients ``[K, q]``."""
-        model, dim = self.model, self.model.dim
-        with torch.no_grad():
-            if model.weight.requires_grad:
-                model.weight.copy_(theta[:, :dim])
-            if model.bias.requires_grad:
-                model.bias.copy_(theta[:, dim])
-            J = model.nuisance_weight
-            if J.requires_grad:
-                end = dim + 1 + len(self.shared)
-                J[:, self.shared] = theta[:, dim + 1 : end].to(J)
-                rows, places = self.valid.nonzero(as_tuple=True)
-                J[rows, self.own[rows, places]] = theta[:, end:][rows, places].to(J)
+        for name, value in self.tensors(theta).items():
+            self.model.get_parameter(name).copy_(value)
 
     def free(self) -> Tensor:
         """Which coefficients may change, bool ``[K, q]``."""
