@@ -241,7 +241,15 @@ def _recognition(described: dict[str, Any] | None, path: Path) -> Any:
 
     module = _part(described, torch.nn.Module)
     arrays = {k: torch.from_numpy(v) for k, v in load_arrays(path).items()}
-    module.load_state_dict(arrays)
+    try:
+        module.load_state_dict(arrays)
+    except RuntimeError as error:
+        raise DataError(
+            f"the recognition model in {path.parent} is of another version of plssm",
+            got=str(error),
+            wanted="the parameters that it has in this version",
+            fix="fit again",
+        ) from error
     return module
 
 

@@ -267,3 +267,22 @@ def test_a_kill_during_save_loses_nothing(fitted, tmp_path, at):
     fit.save(folder)
     assert ps.Fit.load(folder).engine == fit.engine
     shutil.rmtree(folder)
+
+
+def test_a_recognition_model_of_another_version_is_refused(tmp_path):
+    """The files are whole, the parameters are others."""
+    model = ps.StateSpaceModel(ps.dynamics.LinearDynamics(2), {"x": ps.observations.Gaussian(3)})
+    data = model.simulate(10, trials=2, seed=0)
+    engine = ps.inference.VariationalInference(steps=2, checks=1, hidden=3, start_iterations=1)
+    folder = engine.fit(model, data, progress=False).save(tmp_path / "fit")
+    arrays = storage.load_arrays(folder / storage.RECOGNITION)
+    name = next(iter(arrays))
+    arrays["other"] = arrays.pop(name)
+    storage.save_arrays(arrays, folder / storage.RECOGNITION)
+    settings = json.loads((folder / storage.SETTINGS).read_text())
+    digest = storage._digest(folder / storage.RECOGNITION)
+    settings["sha256"][storage.RECOGNITION] = digest
+    (folder / storage.SETTINGS).write_text(json.dumps(settings))
+    with pytest.raises(DataError, match="another version of plssm") as caught:
+        ps.Fit.load(folder)
+    assert "fit again" in str(caught.value)
