@@ -5,7 +5,8 @@ the state, weight of the labels and decision rule are those that the inner fits 
 and that run; fits that start by themselves take the best free start of the inner grid. Compared
 are the encoder with convolutions and free evidence (which is fitted anew to the stretches), both
 on from LaplaceEM's fit, the encoder from its own start, and each fitted model with the Laplace
-posterior.
+posterior. What is asked is one modality from the other, so training hides one of them in half of
+the windows from encoders that learn across trials (the chance that was chosen for M1 reaching).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.fmri_nback import (
     read_out_from_bold,
 )
 
-UPDATES = 400
+UPDATES, HIDDEN = 150, 0.5
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -40,9 +41,8 @@ def variational(
     """Trained on some runs; what follows LaplaceEM's fit follows this one, too."""
     engine = ps.inference.VariationalInference(
         steps=UPDATES,
-        guide="model",
-        start_iterations=0,
         encoder=encoder,
+        drop=0.0 if encoder == "free" else HIDDEN,
         checks=10,
         modality_weights={"stage": choice["label_weight"]},
     )

@@ -40,7 +40,7 @@ DIM, WEIGHTS, DIMS = 8, (1.0, 0.3, 0.1, 0.03), (5, 12)  # first the weight at DI
 PENALTIES = 10.0 ** np.arange(0, 5, 0.5)
 LAGS = {"1 bin": (0,), "6 lags": range(6), "6 bins either side": range(-6, 7)}
 PUBLISHED = {"r2": 0.53, "r2_mean_of_components": 0.55, "accuracy": 0.765, "accuracy_reach": 0.96}
-DROPS, UPDATES, STARTS = (0.0, 0.5), 500, ("own start", "from LaplaceEM")
+DROPS, UPDATES, STARTS = (0.0, 0.5), 150, ("own start", "from LaplaceEM")
 SHOWN = ("r2", "accuracy", "accuracy_reach", "brier", "nats_velocity", "nats_target", "minutes")
 RESULTS = Path(__file__).parent / "results"
 MAPS = {"PLRNN": ps.dynamics.PLRNN, "LinearDynamics": ps.dynamics.LinearDynamics}
@@ -183,8 +183,6 @@ def variational(
     engine = ps.inference.VariationalInference(
         seed=seed,
         steps=UPDATES,
-        guide="model",
-        start_iterations=0,
         drop=drop,
         modality_weights={"spikes": weight},
     )
