@@ -124,7 +124,8 @@ class PathTraining(Problem):
         if self._penalised and self.learn_model:
             total = total + model.dynamics.penalty() / self.total
         if self.engine.ridge and "dynamics" in self.coordinates:
-            theta = self.coordinates["dynamics"].coefficients().view(model.dim, -1)
+            theta = self.coordinates["dynamics"].coefficients()
+            theta = theta.detach() if model is self._held else theta
             hinges = theta[:, model.dim : theta.shape[1] - 1 - model.dynamics.n_inputs]
             total = total + 0.5 * self.engine.ridge * hinges.square().sum() / self.total
         return total

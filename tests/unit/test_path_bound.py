@@ -352,7 +352,8 @@ def problem(engine, spec, data, **options):
 def test_the_loss_is_minus_the_bound_per_step():
     spec = mixed_model()
     data = data_of(spec)
-    engine = VariationalInference(encoder="none", warmup=0.0, samples=3, dtype="float64")
+    options = {"warmup": 0.0, "samples": 3, "ridge": 0.0}
+    engine = VariationalInference(encoder="none", dtype="float64", **options)
     work = problem(engine, spec, data, path=rough_path(spec, data))
     order = generator(7)
     rows = work.windows.draw(work.count, order).row
