@@ -6,7 +6,8 @@ and that run; fits that start by themselves take the best free start of the inne
 are the encoder with convolutions and free evidence (which is fitted anew to the stretches), both
 on from LaplaceEM's fit, the encoder from its own start, and each fitted model with the Laplace
 posterior. What is asked is one modality from the other, so training hides one of them in half of
-the windows from encoders that learn across trials (the chance that was chosen for M1 reaching).
+the windows from encoders that learn across trials (the chance that was chosen for M1 reaching;
+taken over after subject 0 had been seen without).
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ class FisherCoordinates(nn.Module, ABC):
     optimiser that scales every parameter by itself goes down narrow valleys in coefficients of
     collinear regressors, and steps of one size are coarse for some and fine for others; in v the
     valley is round at the start, and a posterior standard deviation is :math:`1/\sqrt T`
-    everywhere.
+    wherever data determine it: information below :data:`FAINT` of the most in a problem, below
+    :data:`FAINTER` of the most of all, or along combinations of regressors with less than
+    :data:`LOADING` of their correlation counts as that much, so that steps stay bounded.
 
     Args:
         base: Start values of the coefficients [P, q].
@@ -210,7 +212,8 @@ class _Place(NamedTuple):
 def _places(dynamics: LatentDynamics, free: Tensor) -> dict[str, _Place] | None:
     """For each parameter its place, found by trying; None where a coefficient is not its own.
 
-    Of several numbers that are added to one coefficient the first one moves.
+    Of several numbers that are added to one coefficient the first one moves. Numbers of the same
+    parameter that are part of no coefficient stay where they are.
     """
     names = {n: p for n, p in dynamics.named_parameters() if p.numel() and p.requires_grad}
     trial = copy.deepcopy(dynamics).double()
