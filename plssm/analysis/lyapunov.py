@@ -12,7 +12,7 @@ import torch
 from plssm.errors import CapabilityError, PlssmError, ShapeError
 from plssm.kernels.lyapunov import lyapunov_sums
 
-__all__ = ["lyapunov_spectrum"]
+__all__ = ["kaplan_yorke_dimension", "lyapunov_spectrum"]
 
 
 def lyapunov_spectrum(
@@ -78,6 +78,43 @@ def lyapunov_spectrum(
         with np.errstate(over="ignore", invalid="ignore"):
             logs = _plain(_system(dynamics), state, drive, run)
     return np.sort(logs / (steps * dt))[::-1].copy()
+
+
+def kaplan_yorke_dimension(exponents: Any) -> float:
+    r"""Dimension of an attractor from its Lyapunov exponents.
+
+    .. math:: D = j + \frac{\lambda_1 + \dots + \lambda_j}{|\lambda_{j+1}|}
+
+    with j the largest number of leading exponents whose sum is not negative: 0 where all are
+    negative (a fixed point), M where no sum is (volumes do not shrink).
+
+    Args:
+        exponents: [M], in any order and unit; -inf is allowed.
+
+    Returns:
+        Between 0 and M.
+
+    Raises:
+        ShapeError: `exponents` is not a vector, or holds NaN or +inf.
+
+    References:
+        Frederickson et al. 1983, doi:10.1016/0022-0396(83)90011-6.
+
+    Example:
+        >>> kaplan_yorke_dimension([0.5, 0.0, -1.0])
+        2.5
+    """
+    array = np.asarray(exponents, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0 or not (array < np.inf).all():
+        raise ShapeError(
+            f"kaplan_yorke_dimension: got {array.tolist()}, wanted a vector of exponents"
+        )
+    ordered = np.sort(array)[::-1]
+    sums = np.cumsum(ordered)
+    j = int((sums >= 0).sum())
+    if j in (0, len(ordered)):
+        return float(j)
+    return float(j + sums[j - 1] / abs(ordered[j]))
 
 
 @dataclass(frozen=True)
