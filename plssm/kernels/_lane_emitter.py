@@ -127,11 +127,32 @@ class LaneEmitter:
                 body(count, done)
 
 
-def operation(write: Callable) -> Callable:
+def _call(
+    builder: ir.IRBuilder, write: Callable, real: ir.Type, vectors: int, given: dict
+) -> None:
+    """Calls the function that holds the instructions of an operation; makes it if need be.
+
+    Pointers come without the reference counts that a compiled function's arrays have.
+    """
+    name, values = f"{write.__module__}.{write.__name__}.{real}.{vectors}", list(given.values())
+    function = builder.module.globals.get(name)
+    if function is None:
+        kind = ir.FunctionType(ir.VoidType(), [x.type for x in values])
+        function = ir.Function(builder.module, kind, name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inside = ir.IRBuilder(function.append_basic_block("entry"))
+        write(LaneEmitter(inside, real, vectors), **dict(zip(given, function.args, strict=True)))
+        inside.ret_void()
+    builder.call(function, values)
+
+
+def operation(write: Callable, *, apart: bool = False) -> Callable:
     """Makes a compiled operation from `write(emitter, **arguments)`.
 
     An array is followed by the offset at which it is used, and both become one pointer; the last
-    argument is the tuple that tells the number of vectors of a row.
+    argument is the tuple that tells the number of vectors of a row. With `apart` the instructions
+    become a function of their own, written once for all calls.
     """
     names = list(inspect.signature(write).parameters)[1:]
     parameters = []
@@ -156,7 +177,11 @@ def operation(write: Callable) -> Callable:
                     given[name] = value
                 else:
                     given[name] = context.cast(builder, value, kind, types.int64)
-            write(LaneEmitter(builder, real, signature.args[-1].count), **given)
+            vectors = signature.args[-1].count
+            if apart:
+                _call(builder, write, real, vectors, given)
+            else:
+                write(LaneEmitter(builder, real, vectors), **given)
             return context.get_dummy_value()
 
         return types.void(*arguments), generate
