@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 EvidenceKind = Literal[
-    "exact", "laplace", "laplace (majorised)", "ekf", "elbo", "importance", "tempered"
+    "exact", "laplace", "laplace (majorised)", "ekf", "elbo", "importance", "particle", "tempered"
 ]
 
 

@@ -21,7 +21,7 @@ from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 from plssm.posterior import EvidenceKind, FilteredMarginals
 
-__all__ = ["filter_batch"]
+__all__ = ["filter_batch", "laplace_update"]
 
 SWEEPS = 60  # runs of the compiled filter before a batch is filtered step by step
 MOST_NUMBERS = 400_000_000  # of joint covariances held in memory
@@ -123,7 +123,7 @@ def _filter_stepwise(model: StateSpaceModel, batch: Batch, prior: ChainPrior) ->
             p = jacobian @ p @ jacobian.swapaxes(1, 2) + sigma
         mean[0, :, t], covariance[0, :, t] = m, p
         terms = [(model.observations[n], one_step(g, t)) for n, g in grids.items()]
-        m, p, gained = _update(terms, m, p)
+        m, p, gained = laplace_update(terms, m, p)
         mean[1, :, t], covariance[1, :, t] = m, p
         evidence += np.where(t < prior.length, gained, 0.0)
     return FilteredMarginals(
@@ -137,7 +137,7 @@ def _filter_stepwise(model: StateSpaceModel, batch: Batch, prior: ChainPrior) ->
     )
 
 
-def _update(
+def laplace_update(
     terms: list[tuple[ObservationModel, Modality]], m: np.ndarray, p: np.ndarray, newton: int = 25
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Laplace update of N(m, P) by one step's observations; posterior and log evidence."""
