@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from plssm.inference.chain_prior import ChainPrior
 from plssm.model import StateSpaceModel
@@ -41,8 +43,16 @@ class AugmentedStates(ABC):
         """Transposed transition applied to rows ``[B, n, size]``."""
 
     @abstractmethod
+    def weights(self, observation: ObservationModel) -> Tensor:
+        """C of one modality ``[predictors, size]``, with gradients."""
+
+    @abstractmethod
+    def companion(self) -> Tensor:
+        """The part of the transition that is not the latent map ``[size, size]``."""
+
     def rows(self, observation: ObservationModel) -> np.ndarray:
-        """C of one modality ``[predictors, size]``."""
+        """C of one modality as a plain array ``[predictors, size]``."""
+        return self.weights(observation).detach().numpy()
 
     def start(self, prior: ChainPrior) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance at the first step; the past is zero."""
@@ -115,12 +125,14 @@ class LagStates(AugmentedStates):
         out[..., :m] += vector[..., :m] @ affine.jacobian
         return out
 
-    def rows(self, observation: ObservationModel) -> np.ndarray:
+    def weights(self, observation: ObservationModel) -> Tensor:
         """Weights of the lags, zeros for lags that the modality does not reach."""
-        weights = observation.lag_weights(self.dt).detach().numpy()
-        out = np.zeros((len(weights), self.size))
-        out[:, : weights[0].size] = weights.reshape(len(weights), -1)
-        return out
+        flat = observation.lag_weights(self.dt).flatten(1)
+        return nn.functional.pad(flat, (0, self.size - flat.shape[1]))
+
+    def companion(self) -> Tensor:
+        """Every lag becomes the next one."""
+        return torch.diag(torch.ones(self.size - self.dim, dtype=torch.float64), -self.dim)
 
 
 class ResponseStates(AugmentedStates):
@@ -169,14 +181,20 @@ class ResponseStates(AugmentedStates):
         """Transposed step."""
         return vector @ self._transition(affine)
 
-    def rows(self, observation: ObservationModel) -> np.ndarray:
+    def weights(self, observation: ObservationModel) -> Tensor:
         """Weights of the latent state and of its responses."""
-        weight = observation.weight.detach().numpy()
-        out = np.zeros((len(weight), self.size))
+        weight = observation.weight
         if id(observation) not in self.responses:
-            out[:, : self.dim] = weight
-            return out
+            return nn.functional.pad(weight, (0, self.size - self.dim))
         first, (_, b, c, d) = self.responses[id(observation)]
-        out[:, : self.dim] = float(d) * weight
-        out[:, first : first + self.dim * len(b)] = np.kron(c[None, :], weight)
-        return out
+        ends = self.size - first - self.dim * len(b)
+        parts = [float(d) * weight, weight.new_zeros(len(weight), first - self.dim)]
+        parts += [
+            torch.kron(torch.from_numpy(c)[None], weight),
+            weight.new_zeros(len(weight), ends),
+        ]
+        return torch.cat(parts, dim=1)
+
+    def companion(self) -> Tensor:
+        """The filters of the responses."""
+        return torch.from_numpy(self.fixed)

@@ -46,6 +46,7 @@ class BatchWindows:
         batch: The trials.
         steps: Inner steps L of a window.
         context: Steps before and after the inner ones, where the trial has them.
+        after: Steps after them, where they are not as many as before.
 
     Raises:
         PlssmError: If there is no step in a window.
@@ -59,13 +60,16 @@ class BatchWindows:
         (4, True)
     """
 
-    def __init__(self, batch: Batch, *, steps: int, context: int = 0) -> None:
-        if steps < 1 or context < 0:
+    def __init__(
+        self, batch: Batch, *, steps: int, context: int = 0, after: int | None = None
+    ) -> None:
+        if steps < 1 or context < 0 or (after is not None and after < 0):
             raise PlssmError(
                 f"BatchWindows: steps is {steps} and context {context}, wanted steps of at least "
                 "1 and a context of at least 0."
             )
         self.batch, self.steps, self.context = batch, int(steps), int(context)
+        self.after = self.context if after is None else int(after)
         self.whole = steps >= batch.steps
         self._places = batch.length + self.steps - 1  # where a window may begin, by trial
         self._end = self._places.cumsum(0)
@@ -118,7 +122,7 @@ class BatchWindows:
         """
         length = self.batch.length[row]
         start = (inner - self.context).clamp_min(0)
-        stop = torch.minimum(inner + self.steps + self.context, length)
+        stop = torch.minimum(inner + self.steps + self.after, length)
         steps = torch.arange(int((stop - start).max()))
         at = start[:, None] + steps
         inside = at < stop[:, None]

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plssm._config_capture import class_name, find_class
 from plssm.analysis import time_scales
 from plssm.data import Batch, Dataset
 from plssm.errors import PlssmError
 from plssm.inference.forced_readouts import refuse_unforceable, start_readouts
 from plssm.inference.forced_training import ForcedTraining
 from plssm.inference.forcing_strength import ESTIMATORS, optimal_alpha, spectral_size
+from plssm.inference.parts import make_part
 from plssm.inference.residual_noise import fit_noise
 from plssm.inference.trainer import Problem
 from plssm.model import StateSpaceModel
@@ -33,10 +32,8 @@ __all__ = [
     "SparseTF",
     "forcing_interval",
     "make_scheme",
-    "scheme_settings",
 ]
 
-HOME = "plssm.inference"  # schemes of which are known by their bare name
 _HOLD = 0.999  # how slowly an adaptive alpha falls
 
 
@@ -252,28 +249,14 @@ class GTF(ForcingScheme):
             forcing.alpha = self.hold * forcing.alpha + (1 - self.hold) * alpha
 
 
-def scheme_settings(scheme: ForcingScheme) -> dict[str, Any]:
-    """Returns a scheme as plain values, with its class."""
-    kind = type(scheme)
-    known = getattr(import_module(HOME), kind.__name__, None) is kind
-    return {"class": kind.__name__ if known else class_name(kind), **asdict(scheme)}
-
-
 def make_scheme(value: ForcingScheme | Mapping[str, Any]) -> ForcingScheme:
-    """Returns a scheme from itself or from what `scheme_settings` gives.
+    """Returns a scheme from itself or from what `part_settings` gives.
 
     Raises:
         PlssmError: If it is neither.
     """
-    if isinstance(value, ForcingScheme):
-        return value
-    if not isinstance(value, Mapping) or "class" not in value:
-        raise PlssmError(
-            f"TeacherForcing: scheme is {value!r}, wanted GTF(), SparseTF() or MTF()."
-        )
-    name = value["class"]
-    kind = find_class(name if ":" in name else f"{HOME}:{name}")
-    return kind(**{k: v for k, v in value.items() if k != "class"})
+    wanted = f"TeacherForcing: scheme is {value!r}, wanted GTF(), SparseTF() or MTF()."
+    return make_part(value, ForcingScheme, wanted)
 
 
 def forcing_interval(data: Dataset) -> int:

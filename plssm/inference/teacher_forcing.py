@@ -18,7 +18,8 @@ from plssm.data import Dataset
 from plssm.errors import PlssmError
 from plssm.inference.base import Engine, Run, best_of, working_copy
 from plssm.inference.checkpoint import identity
-from plssm.inference.forcing import GTF, ForcingScheme, make_scheme, scheme_settings
+from plssm.inference.forcing import GTF, ForcingScheme, make_scheme
+from plssm.inference.parts import part_settings
 from plssm.inference.smoothers import smooth
 from plssm.inference.trainer import Trainer, Training
 from plssm.inference.training_progress import TrainingProgress
@@ -125,7 +126,7 @@ class TeacherForcing(Engine):
 
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters as plain JSON-able values; the scheme tells its class."""
-        return super().settings() | {"scheme": scheme_settings(self.scheme)}
+        return super().settings() | {"scheme": part_settings(self.scheme)}
 
     def check(self, model: StateSpaceModel, data: Dataset) -> None:
         """Refuse data that do not match and models that the scheme cannot train."""

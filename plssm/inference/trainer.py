@@ -21,6 +21,7 @@ from plssm.inference.checkpoint import read_checkpoint, write_checkpoint
 __all__ = ["FastUpdates", "Moments", "Problem", "Trainer", "Training", "as_parts_of_one"]
 
 EPOCH = 50  # steps between two changes of the learning rate
+PROBLEM = "problem."  # before names of a problem's tensors in a checkpoint
 FAILURES = 5  # returns to the last good state after which training ends
 
 
@@ -107,11 +108,14 @@ class Problem(ABC):
     def project(self) -> None:  # noqa: B027 (most have no constraints)
         """Moves the parameters back to where they may be, after every update."""
 
-    def state(self) -> dict[str, float]:
-        """Returns numbers beside the parameters that resuming needs."""
+    def went_back(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Called when training has gone back to the last good parameters."""
+
+    def state(self) -> dict[str, float | Tensor]:
+        """Returns numbers and tensors beside the parameters that resuming needs."""
         return {}
 
-    def restore(self, state: dict[str, float]) -> None:  # noqa: B027 (most have none)
+    def restore(self, state: dict[str, float | Tensor]) -> None:  # noqa: B027 (most have none)
         """Takes back what `state` returned."""
 
 
@@ -203,6 +207,7 @@ class Trainer:
         began, written = time.perf_counter() - self.seconds, time.perf_counter()
         total, training, told = 0.0, self.training, False
         if not self.rows:
+            self.problem.project()
             self._check(float("nan"), report)
         try:
             while self.step < training.steps:
@@ -303,6 +308,7 @@ class Trainer:
         self.slower *= 0.5
         self._copy(self.good)
         self.problem.project()
+        self.problem.went_back()
         self.optimiser.state.clear()
         for group in self.optimiser.param_groups:
             group["lr"] *= 0.5
@@ -346,11 +352,14 @@ class Trainer:
             "generator": self.generator.get_state(),
         }  # fmt: skip
         tensors |= {f"optimiser.{k}": v for k, v in state.items()}
+        beside = self.problem.state()
+        tensors |= {PROBLEM + k: v for k, v in beside.items() if isinstance(v, Tensor)}
         numbers = {
             "identity": self.identity, "step": self.step, "failures": self.failures,
             "slower": self.slower, "idle": self.idle, "best_score": self.best_score,
             "seconds": self.seconds, "learning_rate": self.optimiser.param_groups[0]["lr"],
-            "rows": self.rows, "problem": self.problem.state(),
+            "rows": self.rows,
+            "problem": {k: v for k, v in beside.items() if not isinstance(v, Tensor)},
         }  # fmt: skip
         write_checkpoint(Path(self.training.checkpoint), tensors, numbers)
 
@@ -377,7 +386,8 @@ class Trainer:
             group["lr"] = numbers["learning_rate"]
         for name in ("step", "failures", "slower", "idle", "best_score", "seconds", "rows"):
             setattr(self, name, numbers[name])
-        self.problem.restore(numbers["problem"])
+        held = {k.removeprefix(PROBLEM): v for k, v in tensors.items() if k.startswith(PROBLEM)}
+        self.problem.restore(numbers["problem"] | held)
 
 
 def _marks(steps: int, checks: int) -> dict[int, int]:

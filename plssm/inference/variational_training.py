@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from plssm.data import Batch
 from plssm.inference.batch_windows import BatchWindow, BatchWindows
 from plssm.inference.closed_bound import expected_log_joint, is_closed
-from plssm.inference.fisher_coordinates import (
-    FisherCoordinates,
-    MapCoordinates,
-    ReadoutCoordinates,
-    applied,
-)
+from plssm.inference.model_coordinates import ModelCoordinates
 from plssm.inference.path_bound import PathBound, PathGuide
 from plssm.inference.path_distribution import GaussianPath
 from plssm.inference.pyro_bridge import PyroModel
@@ -58,9 +53,10 @@ class PathTraining(Problem):
         self.engine, self.model, self.recognition = engine, model, recognition
         self.learn_model = learn_model
         self.bound = PathBound(engine.bound)
-        self.coordinates: dict[str, FisherCoordinates] = {}
-        if learn_model and path is not None:
-            self.coordinates = self._coordinates(batch, path)
+        noise = engine.process_noise
+        if noise is not None and path is not None:  # between the two, where it falls
+            noise = path.new_full((model.dim,), (noise[0] * noise[1]) ** 0.5)
+        self.coordinates = ModelCoordinates(model, batch, path if learn_model else None, noise)
         steps, context = window_steps(engine, model, recognition, batch)
         self.windows = BatchWindows(batch, steps=steps, context=context)
         self.count = engine.batch_size or max(STEPS // min(steps, batch.steps), 1)
@@ -78,31 +74,8 @@ class PathTraining(Problem):
 
     def parameters(self) -> Sequence[nn.Parameter]:
         """The model's free parameters and the recognition model's."""
-        mine = {id(p): p for p in self.model.parameters() if self.learn_model and p.requires_grad}
-        for name, part in self.coordinates.items():
-            for held in part.replaced(self.model.get_submodule(name)):
-                del mine[held]
-        mine |= {id(part.values): part.values for part in self.coordinates.values()}
-        return [p for p in [*mine.values(), *self.recognition.parameters()] if p.numel()]
-
-    def _coordinates(self, batch: Batch, path: Tensor) -> dict[str, FisherCoordinates]:
-        """Coordinates of map and observation models, by the names of these modules."""
-        model, inside, noise = self.model, batch.time_mask, self.engine.process_noise
-        if noise is not None:  # between the two, where it falls
-            noise = path.new_full((model.dim,), (noise[0] * noise[1]) ** 0.5)
-        exact = batch.to(dtype=torch.float64)
-        found = {"dynamics": MapCoordinates.of(model.dynamics, path, exact.inputs, inside, noise)}
-        for name, observation in model.observations.items():
-            m = exact.modalities[name]
-            found[f"observations.{name}"] = ReadoutCoordinates.of(observation, m, path, inside)
-        kept: dict[str, FisherCoordinates] = {}
-        taken: set[int] = set()
-        for name, part in found.items():
-            mine = set() if part is None else set(part.replaced(model.get_submodule(name)))
-            if mine and not mine & taken:  # what two parts share moves with the first
-                kept[name] = part
-                taken |= mine
-        return kept
+        mine = self.coordinates.parameters() if self.learn_model else []
+        return [p for p in [*mine, *self.recognition.parameters()] if p.numel()]
 
     def loss(self, progress: float, generator: torch.Generator) -> Tensor:
         """Minus the bound of random windows, per latent step."""
@@ -111,7 +84,8 @@ class PathTraining(Problem):
         window = self.windows.draw(self.count, generator)
         if engine.drop and self.learn_model and len(self.model.observations) > 1:
             window = self._without_some(window, generator)
-        model = self._moving_model() if progress >= engine.warmup else self._held_model()
+        warm = progress >= engine.warmup
+        model = self.coordinates.moving() if warm else self._held_model()
         annealed = progress < engine.anneal
         beta = max(progress / engine.anneal, 0.01) if annealed else 1.0
         each = self.values(model, window, engine.samples, generator, beta)
@@ -123,11 +97,9 @@ class PathTraining(Problem):
         total = 0.0
         if self._penalised and self.learn_model:
             total = total + model.dynamics.penalty() / self.total
-        if self.engine.ridge and "dynamics" in self.coordinates:
-            theta = self.coordinates["dynamics"].coefficients()
-            theta = theta.detach() if model is self._held else theta
-            hinges = theta[:, model.dim : theta.shape[1] - 1 - model.dynamics.n_inputs]
-            total = total + 0.5 * self.engine.ridge * hinges.square().sum() / self.total
+        if self.engine.ridge:
+            ridge = self.coordinates.ridge(held=model is self._held)
+            total = total + self.engine.ridge * ridge / self.total
         return total
 
     def values(
@@ -157,14 +129,9 @@ class PathTraining(Problem):
             first, last = self.engine.process_noise
             self.model.dynamics.noise.variance = first * (last / first) ** progress
 
-    def _moving_model(self) -> StateSpaceModel:
-        """The model whose parts follow from their coordinates."""
-        return applied(self.model, self.coordinates) if self.coordinates else self.model
-
     def project(self) -> None:
         """Writes the coordinates into the model."""
-        for name, part in self.coordinates.items():
-            part.write(self.model.get_submodule(name))
+        self.coordinates.write()
 
     def state(self) -> dict[str, float]:
         """How far the noise has fallen."""

@@ -10,8 +10,9 @@ import torch
 from plssm.dynamics import PLRNN
 from plssm.errors import PlssmError
 from plssm.inference import GTF, SparseTF, TeacherForcing
-from plssm.inference.forcing import make_scheme, scheme_settings
+from plssm.inference.forcing import make_scheme
 from plssm.inference.forcing_strength import ESTIMATORS, optimal_alpha, spectral_size
+from plssm.inference.parts import part_settings
 
 
 def shares(scheme, steps=13, progress=0.0, seed=0):
@@ -87,7 +88,7 @@ def test_adaptive_strength_rises_at_once_and_falls_slowly():
 
 @pytest.mark.parametrize("scheme", [GTF(0.2, adaptive_by="mean"), SparseTF(7, spread=2)])
 def test_schemes_survive_json(scheme):
-    plain = json.loads(json.dumps(scheme_settings(scheme)))
+    plain = json.loads(json.dumps(part_settings(scheme)))
     assert make_scheme(plain) == scheme
     engine = TeacherForcing(scheme=scheme, steps=3)
     assert TeacherForcing(**json.loads(json.dumps(engine.settings()))) == engine

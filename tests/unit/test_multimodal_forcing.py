@@ -14,8 +14,9 @@ from plssm.errors import CapabilityError, PlssmError
 from plssm.inference import MTF, TeacherForcing
 from plssm.inference.base import working_copy
 from plssm.inference.batch_windows import BatchWindow
-from plssm.inference.forcing import make_scheme, scheme_settings
+from plssm.inference.forcing import make_scheme
 from plssm.inference.multimodal_training import first_known, forced_steps
+from plssm.inference.parts import part_settings
 from plssm.inference.teacher_encoder import Belief, TeacherEncoder
 
 LENGTHS = (14, 9, 1, 6)
@@ -355,7 +356,7 @@ def test_annealing():
 
 @pytest.mark.parametrize("scheme", [MTF(7, states=3, annealed=True), MTF("auto", hidden=32)])
 def test_the_scheme_survives_json(scheme):
-    plain = json.loads(json.dumps(scheme_settings(scheme)))
+    plain = json.loads(json.dumps(part_settings(scheme)))
     assert plain["class"] == "MTF"
     assert make_scheme(plain) == scheme
     engine = TeacherForcing(scheme=scheme, steps=3)
