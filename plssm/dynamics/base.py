@@ -102,6 +102,31 @@ class LatentDynamics(Configurable, nn.Module, ABC):
             "start from parameters that are set"
         )
 
+    def regress_start(
+        self,
+        before: Tensor,
+        after: Tensor,
+        inputs: Tensor | None,  # noqa: ARG002 (the default draws only)
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Writes fresh start values, fitted to pairs of states where that is a regression.
+
+        The default draws them (:meth:`draw_start`). A map that is linear in some of its parameters
+        overrides it. Frozen parameters stay.
+
+        Args:
+            before: States [n, M].
+            after: States one step later [n, M].
+            inputs: Inputs of the step arrived at [n, K], or None.
+            generator: Source of randomness.
+
+        Returns:
+            Mean squares of what the map leaves unexplained [M].
+        """
+        self.draw_start(generator)
+        with torch.no_grad():
+            return (after - self.step(before, inputs)).square().mean(0)
+
     def _write_free(self, **values: Tensor | float) -> None:
         """Writes parameters by name, except those that are frozen."""
         for name, value in values.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from plssm.dynamics._checks import column_count, whole
 from plssm.dynamics._known import diagonal, known
@@ -145,5 +146,63 @@ class ShallowPLRNN(OneLayerDynamics):
             C=glorot(self.dim, self.n_inputs, generator),
         )
 
+    def regress_start(
+        self, before: Tensor, after: Tensor, inputs: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        """Hidden units drawn, with kinks among the states; A, W1, h1 and C by ridge regression.
+
+        Where one of the latter is frozen all of them keep the values of `draw_start`.
+
+        Args:
+            before: States [n, M].
+            after: States one step later [n, M].
+            inputs: Inputs of the step arrived at [n, K], or None.
+            generator: Source of randomness.
+
+        Returns:
+            Mean squares of what is left [M].
+        """
+        self.draw_start(generator)
+        with torch.no_grad():
+            place = torch.randint(len(before), (self.hidden,), generator=generator)
+            seen = self.layer().units(before)
+            self._write_free(h2=-seen[place, torch.arange(self.hidden)])
+            layer = self.layer()
+            shared = [layer.activate(layer.units(before)), torch.ones_like(before[:, :1])]
+            shared += [inputs.to(before)] if self.n_inputs and inputs is not None else []
+            theta = _ridge_rows(before, torch.cat(shared, 1), after, self.hidden)
+            values = {"A": theta[:, 0], "W1": theta[:, 1 : 1 + self.hidden]}
+            values["h1"] = theta[:, 1 + self.hidden]
+            if self.n_inputs and inputs is not None:
+                values["C"] = theta[:, 2 + self.hidden :]
+            if any(not self.get_parameter(name).requires_grad for name in values):
+                return (after - self.step(before, inputs)).square().mean(0)
+            if self.clipped:  # the others follow what A may be
+                values["A"] = values["A"].clamp(-self.decay_limit, self.decay_limit)
+                own = torch.zeros_like(before)
+                theta = _ridge_rows(own, torch.cat(shared, 1), after - before * values["A"],
+                                    self.hidden)  # fmt: skip
+                values["W1"] = theta[:, 1 : 1 + self.hidden]
+                values["h1"] = theta[:, 1 + self.hidden]
+                if "C" in values:
+                    values["C"] = theta[:, 2 + self.hidden :]
+            self._write_free(**values)
+            return (after - self.step(before, inputs)).square().mean(0)
+
     def _sizes(self) -> dict[str, int | bool]:
         return {"hidden": self.hidden, "clipped": self.clipped, **super()._sizes()}
+
+
+RIDGE = 1e-3  # on weights of units, for states of unit variance, times the number of pairs
+
+
+def _ridge_rows(own: Tensor, shared: Tensor, after: Tensor, units: int) -> Tensor:
+    """Regression of each state on itself and on what all share, [M, 1 + shared]."""
+    rows, scale = [], shared.square().mean().clamp_min(1e-12)
+    for i in range(own.shape[1]):
+        read = torch.cat([own[:, i : i + 1], shared], 1)
+        ridge = torch.full((read.shape[1],), 1e-9, dtype=read.dtype)
+        ridge[1 : 1 + units] = RIDGE
+        gram = read.T @ read / len(read) + torch.diag(ridge * scale)
+        rows.append(torch.linalg.solve(gram, read.T @ after[:, i] / len(read)))
+    return torch.stack(rows)

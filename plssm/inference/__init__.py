@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from plssm.inference.base import Engine
+from plssm.inference.ekf import EKF
 from plssm.inference.forcing import GTF, ForcingScheme, SparseTF
 from plssm.inference.laplace_em import LaplaceEM
 from plssm.inference.multimodal_forcing import MTF
+from plssm.inference.objectives import Innovation, Objective, OpenLoop
 from plssm.inference.smoothers import smooth
 from plssm.inference.stages import Stage, annealed_stages, held_stages, plain_stages
 from plssm.inference.teacher_forcing import TeacherForcing
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
     from plssm.inference.variational import VariationalInference
 
 __all__ = [
+    "EKF",
     "GTF",
     "MTF",
     "Engine",
     "ForcingScheme",
+    "Innovation",
     "LaplaceEM",
+    "Objective",
+    "OpenLoop",
     "SparseTF",
     "Stage",
     "TeacherForcing",

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plssm.data import Dataset
-from plssm.dynamics import PiecewiseLinear
+from plssm.data import Batch, Dataset
+from plssm.dynamics import LatentDynamics, PiecewiseLinear
 from plssm.inference.base import working_copy
 from plssm.inference.laplace_em import LaplaceEM
 from plssm.inference.stages import Stage
@@ -17,7 +17,8 @@ from plssm.model import StateSpaceModel
 __all__ = ["rough_path", "started_model"]
 
 LINEAR = 25  # EM iterations of the linear model that a piecewise-linear map starts from
-NOISE = 0.1  # process-noise variance of a map that is drawn at random, for states of unit variance
+NOISE = 0.1  # most process-noise variance of a map's start, for states of unit variance
+LEAST = 1e-3  # least, as a share of it
 
 
 def started_model(
@@ -60,17 +61,33 @@ def started_model(
         return working_copy(run.model)
     batch = data.batch()
     quadratic = all(o.quadratic for o in model.observations.values())
-    path = (state_path if quadratic else predictable_path)(copy, batch, copy.dim)
+    if all(o.readout.trainable for o in copy.observations.values()):
+        path = (state_path if quadratic else predictable_path)(copy, batch, copy.dim)
+    else:  # the states are what is observed
+        path = observed_path(copy, batch)
     z = torch.from_numpy(np.ascontiguousarray(path.mean))
     for name, observation in copy.observations.items():
         if fresh or not observation.initialised:
             observation.init_from(batch.modalities[name], z)
     if fresh or not dynamics.initialised:
-        copy.dynamics.draw_start(torch.Generator().manual_seed(seed))
-        for noise, value in ((copy.dynamics.noise, NOISE), (copy.dynamics.initial.noise, 1.0)):
+        left = _start_map(copy.dynamics, z, batch, torch.Generator().manual_seed(seed))
+        for noise, value in ((copy.dynamics.noise, left), (copy.dynamics.initial.noise, 1.0)):
             if not noise.frozen:
                 noise.variance = value
     return copy
+
+
+def _start_map(
+    dynamics: LatentDynamics, z: Tensor, batch: Batch, generator: torch.Generator
+) -> Tensor:
+    """Starts a map from the transitions of a rough path; variances of the process noise [M]."""
+    later = batch.time_mask[:, 1:]
+    if not bool(later.any()):
+        dynamics.draw_start(generator)
+        return torch.full((dynamics.dim,), NOISE, dtype=z.dtype)
+    inputs = None if batch.inputs is None else batch.inputs[:, 1:][later].to(z)
+    left = dynamics.regress_start(z[:, :-1][later], z[:, 1:][later], inputs, generator)
+    return left.clamp(LEAST * NOISE, NOISE)
 
 
 def rough_path(model: StateSpaceModel, data: Dataset) -> Tensor:

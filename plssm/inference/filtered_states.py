@@ -1,0 +1,119 @@
+"""Filtered states of all trials, as a training through a filter last saw them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plssm.data import Batch
+from plssm.dynamics import PiecewiseLinear
+from plssm.inference.augmented_filter import run_filter
+from plssm.inference.batch_windows import BatchWindow
+from plssm.inference.chain_prior import ChainPrior
+from plssm.inference.filter_form import filter_form
+from plssm.inference.filtering import filter_batch
+from plssm.inference.innovations import Innovations, innovations
+from plssm.inference.state_smoother import joined_states
+from plssm.model import StateSpaceModel
+
+__all__ = ["FilteredStates"]
+
+STARTS = ("filtered", "data")
+
+
+class FilteredStates:
+    """Where windows start, and where their terms are expanded first.
+
+    Args:
+        model: The model.
+        batch: The trials.
+        start: First states of windows within a trial: "filtered" takes what the filter knew there
+            when it last went by (in an earlier window or a pass through the trial), "data" only
+            mean and covariance of all states, so that the window's own data must find it.
+    """
+
+    def __init__(self, model: StateSpaceModel, batch: Batch, *, start: str = "filtered") -> None:
+        self.batch, self.start = batch, start
+        self.joined = joined_states(model, batch.dt)
+        shape = (len(batch), batch.steps, self.joined.size)
+        self.point = torch.zeros(shape, dtype=torch.float64)
+        self.before = torch.zeros(shape, dtype=torch.float64)
+        self.covariance = torch.eye(shape[2], dtype=torch.float64)
+        self._quadratic = all(o.quadratic for o in model.observations.values())
+        self._begun = self._quadratic
+
+    @torch.no_grad()
+    def refresh(self, model: StateSpaceModel) -> Innovations:
+        """Filters all trials with the model as it is.
+
+        Args:
+            model: The model.
+        """
+        form = filter_form(model, self.batch, self.joined)
+        if not self._begun:
+            self.point, self._begun = self._guarded(model), True
+        found = innovations(model, self.batch, self.joined, form, point=self.point)
+        if not self._quadratic and not bool(found.settled.all()):
+            point = self._guarded(model)
+            found = innovations(model, self.batch, self.joined, form, point=point, sweeps=24)
+        run, inside = found.run, self.batch.time_mask
+        if bool(torch.isfinite(run.filtered_mean).all()):
+            self.point, self.before = run.filtered_mean, run.predicted_mean
+            later = inside[:, 1:] if self.batch.steps > 1 else inside
+            seen = run.predicted_covariance[:, -later.shape[1] :][later]
+            self.covariance = seen.mean(0) if len(seen) else self.covariance
+            if self.start == "data":
+                states = run.filtered_mean[inside]
+                self.before = states.mean(0).expand_as(self.before)
+                away = states - states.mean(0)
+                self.covariance = self.covariance + away.T @ away / len(states)
+        return found
+
+    def _guarded(self, model: StateSpaceModel) -> Tensor:
+        """Filtered joined states by a filter whose updates never go downhill [B, T, D]."""
+        if not isinstance(model.dynamics, PiecewiseLinear):
+            return torch.zeros_like(self.point)
+        if self.joined.size == model.dim:
+            mean = filter_batch(model, self.batch).mean
+        else:
+            prior = ChainPrior.of(model.dynamics, self.batch)
+            mean = torch.from_numpy(run_filter(model, self.batch, prior, self.joined).filtered[0])
+        return torch.where(self._inside(), torch.nan_to_num(mean), 0.0)
+
+    def state(self) -> dict[str, Tensor]:
+        """What resuming needs."""
+        return {"point": self.point, "before": self.before, "covariance": self.covariance}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes back what `state` returned."""
+        self.point, self.before = state["point"], state["before"]
+        self.covariance, self._begun = state["covariance"], True
+
+    def _inside(self) -> Tensor:
+        return self.batch.time_mask[..., None]
+
+    def first(self, window: BatchWindow) -> tuple[Tensor, Tensor, Tensor]:
+        """First states of windows, before their data: mean, covariance, where they are known."""
+        return self.before[window.row, window.start], self.covariance, window.start > 0
+
+    def points(self, window: BatchWindow) -> Tensor:
+        """Where to expand a window's terms first [B, T, D]."""
+        steps = window.start[:, None] + torch.arange(window.batch.steps)
+        return self.point[window.row[:, None], steps.clamp_max(self.batch.steps - 1)]
+
+    @torch.no_grad()
+    def keep(self, window: BatchWindow, found: Innovations, steps: Tensor) -> None:
+        """Remembers what the filter found in windows.
+
+        Args:
+            window: The windows.
+            found: What it found.
+            steps: Steps at which it had warmed up and taken in the data, bool [B, T].
+        """
+        mean, before = found.run.filtered_mean, found.run.predicted_mean
+        at = window.start[:, None] + torch.arange(window.batch.steps)
+        good = steps & found.settled[:, None]
+        rows = window.row[:, None].expand_as(at)[good]
+        self.point[rows, at[good]] = mean[good]
+        if self.start == "filtered":
+            self.before[rows, at[good]] = before[good]
