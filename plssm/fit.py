@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from plssm.inference.base import Engine
+    from plssm.inference.parameter_posterior import ParameterDraws
 
 __all__ = ["Fit"]
 
@@ -182,15 +183,9 @@ class Fit:
             DataError: If a name is unknown, or the data do not fit the model.
         """
         return predict(
-            self.model,
-            self._infer,
-            data,
-            modality,
-            given=given,
-            samples=samples,
-            seed=seed,
+            self.model, self._infer, data, modality, given=given, samples=samples, seed=seed,
             causal=causal,
-        )
+        )  # fmt: skip
 
     def forecast(
         self,
@@ -255,15 +250,21 @@ class Fit:
             every: Latent steps between the samples of some modalities.
         """
         return self.model.simulate(
-            steps,
-            trials=trials,
-            noise=noise,
-            inputs=inputs,
-            nuisance=nuisance,
-            dt=self.dt if dt is None else dt,
-            seed=seed,
-            every=every,
-        )
+            steps, trials=trials, noise=noise, inputs=inputs, nuisance=nuisance,
+            dt=self.dt if dt is None else dt, seed=seed, every=every,
+        )  # fmt: skip
+
+    # -- parameters ----------------------------------------------------------------------------
+    def parameter_draws(self, draws: int = 100, **options: Any) -> ParameterDraws:
+        """Draw whole models from what the training data leave open about the parameters.
+
+        Args:
+            draws: How many.
+            **options: ``data=`` (the training data, which a fit does not hold), ``seed=`` and
+                others of :func:`plssm.inference.parameter_posterior.parameter_draws`.
+        """
+        module = import_module("plssm.inference.parameter_posterior")
+        return module.parameter_draws(self, draws, **options)
 
     # -- scores --------------------------------------------------------------------------------
     def score(
