@@ -25,6 +25,7 @@ __all__ = [
     "StateSpaceModel",
     "__version__",
     "analysis",
+    "compare",
     "data",
     "default_model",
     "default_observations",
@@ -33,6 +34,7 @@ __all__ = [
     "metrics",
     "observations",
     "plot",
+    "report",
     "smooth",
     "testing",
 ]
@@ -48,11 +50,13 @@ if TYPE_CHECKING:
         plot,
         testing,
     )
+    from plssm.comparison import compare
     from plssm.data import Dataset, Events, Recording, Signal
     from plssm.defaults import default_model, default_observations
     from plssm.fit import Fit
     from plssm.inference.smoothers import smooth
     from plssm.model import StateSpaceModel
+    from plssm.reporting import report
 
 _HOMES = {
     "Dataset": "plssm.data",
@@ -61,8 +65,10 @@ _HOMES = {
     "Recording": "plssm.data",
     "Signal": "plssm.data",
     "StateSpaceModel": "plssm.model",
+    "compare": "plssm.comparison",
     "default_model": "plssm.defaults",
     "default_observations": "plssm.defaults",
+    "report": "plssm.reporting",
     "smooth": "plssm.inference.smoothers",
 }
 

@@ -29,7 +29,7 @@ from plssm.observations.base import ObservationModel
 if TYPE_CHECKING:
     from plssm.fit import Fit
 
-__all__ = ["load_fit", "save_fit"]
+__all__ = ["environment", "load_fit", "save_fit"]
 
 FORMAT = 1
 TENSORS, RECOGNITION, STATISTICS, SETTINGS, HISTORY = (
@@ -118,7 +118,7 @@ def _write(fit: Fit, folder: Path) -> None:
         "recognition": fit.recognition and _describe(fit.recognition),
         "engine": engine and {"class": class_name(type(engine)), "settings": engine.settings()},
         "seconds": None if math.isnan(fit.seconds) else fit.seconds,
-        "environment": _environment(),
+        "environment": environment(),
         "dt": fit.dt,
         "sha256": {path.name: _digest(path) for path in sorted(folder.iterdir())},
     }
@@ -135,7 +135,8 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Versions of Python and of what fits depend on."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 

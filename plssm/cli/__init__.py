@@ -1,4 +1,4 @@
-"""The command line: ``plssm demo | fit | doctor``.
+"""The command line: ``plssm demo | fit | compare | report | doctor``.
 
 Only the parser is loaded here; each command imports what it needs when it runs.
 """
@@ -63,6 +63,14 @@ def _run(args: argparse.Namespace) -> int:
         from plssm.cli.fit import fit
 
         return fit(args)
+    if args.command == "compare":
+        from plssm.cli.compare import compare
+
+        return compare(args)
+    if args.command == "report":
+        from plssm.cli.report import report
+
+        return report(args)
     from plssm.cli.doctor import doctor
 
     return doctor(args)
@@ -86,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _demo_options(commands.add_parser("demo", help="fit a real recording and show the result"))
     _fit_options(commands.add_parser("fit", help="fit your own data as a TOML file says"))
+    _compare_options(commands.add_parser("compare", help="put fits side by side in one table"))
+    _report_options(commands.add_parser("report", help="write one HTML page about fits"))
     commands.add_parser("doctor", help="versions, devices, threads, caches and recordings found")
     for command in commands.choices.values():
         command.add_argument(
@@ -146,6 +156,63 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--example-config", action="store_true", help="print a commented configuration and stop"
     )
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure fits on the same held-out data: evidence by particles, forecasts beside "
+        "persistence and VAR(1), free runs beside their floors, exponents, calibration."
+    )
+    parser.epilog = (
+        "example: plssm compare runs/em runs/vi --csv table.csv, where runs/em and runs/vi are "
+        "folders that plssm fit has written"
+    )
+    _run_options(parser)
+    parser.add_argument("--csv", metavar="FILE", help="write the table to a file, too")
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write one HTML page that needs no other file: data, comparison, and for each fit "
+        "configuration, convergence, latent paths, predictions, free runs and dynamics."
+    )
+    parser.epilog = "example: plssm report runs/em runs/vi --out report.html"
+    _run_options(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", default="report.html", help="the page (default: %(default)s)"
+    )
+    parser.add_argument("--title", default="Report on fits", help="title of the page")
+    parser.add_argument(
+        "--trial", type=int, default=1, help="number of the trial that is drawn (default: 1)"
+    )
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a run (or of a fit alone, with --data)"
+    )
+    parser.add_argument(
+        "--data", metavar="FILE", help="other data than the runs', read as theirs: the whole file"
+    )
+    parser.add_argument(
+        "--split",
+        choices=("test", "validation", "train", "all"),
+        help="which part of the data (default: test; with --data: all)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=_positive,
+        nargs="+",
+        default=[1, 5, 10],
+        help="horizons in latent steps (default: 1 5 10)",
+    )
+    parser.add_argument(
+        "--particles",
+        type=_positive,
+        default=1000,
+        help="particles that estimate the evidence (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
 
 
 def _positive(text: str) -> int:

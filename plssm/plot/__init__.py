@@ -7,6 +7,7 @@ from plssm.plot.history import convergence
 from plssm.plot.labels import class_probabilities
 from plssm.plot.observed import forecast_fan, observed_vs_predicted, prediction
 from plssm.plot.paths import latents
+from plssm.plot.recorded import recorded
 from plssm.plot.spectrum import power_spectrum
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "observed_vs_predicted",
     "power_spectrum",
     "prediction",
+    "recorded",
 ]

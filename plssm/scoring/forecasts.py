@@ -23,7 +23,7 @@ from plssm.prediction.predictive import Prediction
 from plssm.prediction.spike_history import driven_by_own_draws, has_history, recent_counts
 from plssm.scoring.table import score_table
 from plssm.scoring.tally import Tally
-from plssm.scoring.yardsticks import Yardstick, yardsticks
+from plssm.scoring.yardsticks import LEVEL, Yardstick, yardsticks
 
 __all__ = ["score_forecasts"]
 
@@ -43,6 +43,7 @@ def score_forecasts(
     warmup: int = 10,
     samples: int = 64,
     seed: int = 0,
+    level: float = LEVEL,
 ) -> pd.DataFrame:
     r"""n-step forecast scores from filtered starts.
 
@@ -62,6 +63,7 @@ def score_forecasts(
         warmup: Latent steps before the first origin.
         samples: Latent draws per origin.
         seed: Seed of the draws.
+        level: Probability of the band whose coverage is measured.
 
     Returns:
         One row per modality: ``values``, ``log_likelihood`` (nats per value), the scores of its
@@ -73,7 +75,7 @@ def score_forecasts(
     horizons = sorted({1, *(int(n) for n in steps)})
     if horizons[0] < 1:
         raise PlssmError(f"score: steps are {tuple(steps)}, wanted whole numbers >= 1.")
-    sticks = yardsticks(model, data)
+    sticks = yardsticks(model, data, level=level)
     tallies = {m: {n: Tally(sticks[m], baselines[m]) for n in horizons} for m in sticks}
     past = 1 + max(o.memory(data.dt) for o in model.observations.values())
     size = samples * past * model.dim * int(data.lengths.max()) if past > 1 else 0

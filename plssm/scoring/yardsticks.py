@@ -23,7 +23,15 @@ from plssm.observations.base import ObservationModel
 from plssm.prediction.classes import number_of_classes
 from plssm.prediction.predictive import Prediction
 
-__all__ = ["Classes", "Levels", "Numbers", "Yardstick", "training_baselines", "yardsticks"]
+__all__ = [
+    "Classes",
+    "Levels",
+    "Numbers",
+    "Yardstick",
+    "coverage_name",
+    "training_baselines",
+    "yardsticks",
+]
 
 LEVEL = 0.95
 
@@ -38,10 +46,11 @@ class Yardstick(ABC):
 
     Args:
         observation: The observation model.
+        level: Probability of the band whose coverage is measured.
     """
 
-    def __init__(self, observation: ObservationModel) -> None:
-        self.observation = observation
+    def __init__(self, observation: ObservationModel, *, level: float = LEVEL) -> None:
+        self.observation, self.level = observation, level
 
     @abstractmethod
     def encode(self, y: np.ndarray) -> np.ndarray:
@@ -79,10 +88,13 @@ class Numbers(Yardstick):
     Args:
         observation: The observation model.
         counts: Whether the numbers are counts.
+        level: Probability of the band.
     """
 
-    def __init__(self, observation: ObservationModel, *, counts: bool) -> None:
-        super().__init__(observation)
+    def __init__(
+        self, observation: ObservationModel, *, counts: bool, level: float = LEVEL
+    ) -> None:
+        super().__init__(observation, level=level)
         self.counts = counts
 
     def encode(self, y: np.ndarray) -> np.ndarray:
@@ -107,12 +119,12 @@ class Numbers(Yardstick):
             "scaled": baseline.scale(y),
             "squares": self.errors(y, mean, baseline),
         }
-        found |= placed(y, prediction, seed)
+        found |= placed(y, prediction, seed, self.level)
         if self.counts:
             rate = np.broadcast_to(baseline.mean, y.shape)
             found |= {"counts": y, "rates": mean, "null_rates": rate}
         else:
-            half = ndtri(0.5 + LEVEL / 2) * np.sqrt(variance)
+            half = ndtri(0.5 + self.level / 2) * np.sqrt(variance)
             found["inside"] = (mean - half <= y) & (y <= mean + half)
         return mean, found
 
@@ -123,14 +135,14 @@ class Numbers(Yardstick):
         row = {"r2": 1 - float(found["squares"].sum()) / spread if spread > 0 else np.nan}
         if self.counts:
             row["bits_per_spike"] = gain_over_mean_rates(found)
-        return row | calibration(found)
+        return row | calibration(found, self.level)
 
 
 class _Indicators(Yardstick, ABC):
     """Observations that are one of K classes, as K columns a channel."""
 
-    def __init__(self, observation: ObservationModel) -> None:
-        super().__init__(observation)
+    def __init__(self, observation: ObservationModel, *, level: float = LEVEL) -> None:
+        super().__init__(observation, level=level)
         self.classes = number_of_classes(observation)
 
     def encode(self, y: np.ndarray) -> np.ndarray:
@@ -203,7 +215,7 @@ class Levels(_Indicators):
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Levels, probabilities, whether inside the band, and PIT."""
         columns, found = super().details(y, prediction, baseline, seed)
-        return columns, found | placed(y, prediction, seed)
+        return columns, found | placed(y, prediction, seed, self.level)
 
     def summary(self, found: dict[str, np.ndarray], baseline: Baseline) -> dict[str, float]:
         """Ranked probability score, accuracy, majority, coverage and calibration."""
@@ -212,20 +224,22 @@ class Levels(_Indicators):
             "accuracy": accuracy(truth=y, pred=p),
             "majority": accuracy(truth=y, pred=found["majority"]),
             "rps": ranked_probability_score(truth=y, probabilities=p),
-            **calibration(found),
+            **calibration(found, self.level),
         }
 
 
-def yardsticks(model: StateSpaceModel, data: Dataset) -> dict[str, Yardstick]:
+def yardsticks(
+    model: StateSpaceModel, data: Dataset, *, level: float = LEVEL
+) -> dict[str, Yardstick]:
     """The yardstick of each modality that model and data share, by the kind of its data."""
     makers = {"label": Classes, "ordinal": Levels}
     out: dict[str, Yardstick] = {}
     for name, observation in model.observations.items():
         kind = data.kinds.get(name)
         if kind in makers:
-            out[name] = makers[kind](observation)
+            out[name] = makers[kind](observation, level=level)
         elif kind is not None:
-            out[name] = Numbers(observation, counts=kind == "count")
+            out[name] = Numbers(observation, counts=kind == "count", level=level)
     return out
 
 
@@ -237,19 +251,27 @@ def training_baselines(model: StateSpaceModel, data: Dataset) -> dict[str, Basel
     }
 
 
-def placed(y: np.ndarray, prediction: Prediction, seed: int) -> dict[str, np.ndarray]:
+def placed(
+    y: np.ndarray, prediction: Prediction, seed: int, level: float
+) -> dict[str, np.ndarray]:
     """Randomised PIT of entries, and whether they are inside the central band."""
     below, upto = (x[0].numpy() for x in prediction.cdf(y[None], seed=seed))
-    tail = (1 - LEVEL) / 2
+    tail = (1 - level) / 2
     return {
         "inside": (upto >= tail) & (below <= 1 - tail),
         "pit": pit_values(truth=y, cdf=upto, cdf_below=below, seed=seed),
     }
 
 
-def calibration(found: dict[str, np.ndarray]) -> dict[str, float]:
+def coverage_name(level: float) -> str:
+    """Name of the coverage of a band: ``coverage_95`` for .95."""
+    return f"coverage_{100 * level:g}"
+
+
+def calibration(found: dict[str, np.ndarray], level: float) -> dict[str, float]:
     """Coverage of the band and Kolmogorov-Smirnov distance of the PIT from uniform."""
-    return {"coverage_95": found["inside"].mean(), "pit_ks": pit_uniformity(found["pit"])}
+    share = found["inside"].mean()
+    return {coverage_name(level): share, "pit_ks": pit_uniformity(found["pit"])}
 
 
 def gain_over_mean_rates(found: dict[str, np.ndarray]) -> float:

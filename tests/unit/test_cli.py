@@ -75,6 +75,8 @@ def test_only_the_parser_is_loaded_at_the_top():
         ["--version"],
         ["demo", "--help"],
         ["fit", "--help"],
+        ["compare", "--help"],
+        ["report", "--help"],
         ["fit", "--example-config"],
     ],
 )

@@ -23,6 +23,7 @@ PUBLIC = [
     "StateSpaceModel",
     "__version__",
     "analysis",
+    "compare",
     "data",
     "default_model",
     "default_observations",
@@ -31,6 +32,7 @@ PUBLIC = [
     "metrics",
     "observations",
     "plot",
+    "report",
     "smooth",
     "testing",
 ]
@@ -164,8 +166,10 @@ def test_distribution_contains_the_package_and_nothing_else(root, setup):
     data = setup["options.package_data"]
     assert (root / "plssm" / data["plssm"]).is_file()
     assert len(list((root / "plssm" / "data").glob(data["plssm.data"]))) == 3
+    assert (root / "plssm" / "reporting" / data["plssm.reporting"]).is_file()
     other = {p for p in (root / "plssm").rglob("*") if p.is_file()
-             and p.suffix not in {".py", ".pyc", ".nbi", ".nbc"} and p.name != "py.typed"
+             and p.suffix not in {".py", ".pyc", ".nbi", ".nbc"}
+             and p.name not in {"py.typed", "page.html"}
              and not {"simulated", "__pycache__"} & set(p.parts)}  # fmt: skip
     assert not other, f"files that would not be installed: {other}"
 
