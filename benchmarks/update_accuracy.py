@@ -1,0 +1,102 @@
+"""Laplace updates of the filter beside dense quadrature: how far one step's moments are off.
+
+::
+
+    python -m benchmarks update_accuracy --out benchmarks/results
+
+Trials of a single step, two latent states with a prior N(m, P) of unit variances and correlation
+.5, data drawn from the model. Mean, covariance and evidence of the update are compared with those
+of a grid of 301 x 301 points over ten prior standard deviations: error of the mean in posterior
+standard deviations, of the covariance relative to the exact one (Frobenius norm), of the evidence
+in nats; median and 95 % quantile over the trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import plssm as ps
+from plssm import observations as o
+from plssm.inference.rts_smoother import filter_posterior
+
+POINTS, REACH, CORRELATION = 301, 5.0, 0.5
+MODELS = {
+    "Poisson, 5 channels, about one count each": lambda: {"n": o.Poisson(5)},
+    "Poisson, 20 channels": lambda: {"n": o.Poisson(20)},
+    "categorical, 4 classes": lambda: {"c": o.Categorical(4)},
+    "ordinal, 3 channels of 5 levels": lambda: {"r": o.Ordinal(3, 5)},
+    "binary, 3 channels": lambda: {"b": o.Bernoulli(3)},
+    "Poisson (5), categorical (4) and Gaussian (2)": lambda: {
+        "n": o.Poisson(5), "c": o.Categorical(4), "x": o.Gaussian(2),
+    },
+}  # fmt: skip
+
+
+def model_of(name: str) -> ps.StateSpaceModel:
+    """The model with random read-outs of unit size and its prior on the first state."""
+    dynamics = ps.dynamics.PLRNN(2, initial_noise="full")
+    model = ps.StateSpaceModel(dynamics, MODELS[name]())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        dynamics.initial.noise.covariance = np.array([[1, CORRELATION], [CORRELATION, 1]])
+        for observation in model.observations.values():
+            shape = observation.weight.shape
+            observation.weight.copy_(torch.randn(shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+@torch.no_grad()
+def errors(model: ps.StateSpaceModel, trials: int) -> dict[str, list[float]]:
+    """Median and 95 % quantile of the three errors."""
+    data = model.simulate(1, trials=trials, seed=2)
+    batch = data.batch()
+    found = filter_posterior(model, batch)
+    axis = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    prior = torch.distributions.MultivariateNormal(
+        torch.zeros(2, dtype=torch.float64), model.dynamics.initial.noise.covariance
+    ).log_prob(grid)
+    path = grid[:, None, None].expand(-1, trials, 1, 2)
+    log_weight = prior[:, None] + sum(
+        observation.log_prob(batch.modalities[name], path)
+        for name, observation in model.observations.items()
+    )
+    evidence = log_weight.logsumexp(0) + 2 * torch.log(axis[1] - axis[0])
+    weight = log_weight.softmax(0)
+    mean = weight.T @ grid
+    covariance = torch.einsum("gb,gi,gj->bij", weight, grid, grid)
+    covariance = covariance - mean[:, :, None] * mean[:, None]
+    sd = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    off = {
+        "mean, posterior sd": ((found.mean[:, 0] - mean) / sd).abs().amax(1),
+        "covariance, share": (found.covariance()[:, 0] - covariance).flatten(1).norm(dim=1)
+        / covariance.flatten(1).norm(dim=1),
+        "evidence, nats": (found.log_evidence - evidence).abs(),
+    }
+    quantiles = torch.tensor([0.5, 0.95], dtype=torch.float64)
+    return {k: v.quantile(quantiles).tolist() for k, v in off.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare all models, print and write update_accuracy.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rows = {}
+    for name in MODELS:
+        rows[name] = errors(model_of(name), given.trials)
+        print(name, {k: np.round(v, 4).tolist() for k, v in rows[name].items()}, flush=True)
+    if given.out is not None:
+        found = {
+            "command": "python -m benchmarks update_accuracy --out benchmarks/results",
+            "trials": given.trials, "columns": ["median", "95 % quantile"], "rows": rows,
+        }  # fmt: skip
+        (given.out / "update_accuracy.json").write_text(json.dumps(found, indent=1) + "\n")
+    return 0
