@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-import time
 import warnings
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plssm.analysis.cycle import Cycle, Cycles
 from plssm.analysis.cycle_search import CycleStore, rows_at_once, search_all, search_from
 from plssm.analysis.map_form import map_form, to_array
 from plssm.analysis.region_cells import enumerate_cells, live_gates
 from plssm.analysis.region_starts import default_points, sequence_starts, state_starts
+from plssm.analysis.work_bar import WorkBar
 from plssm.dynamics.relu_form import ReluForm
 from plssm.errors import CapabilityError, PlssmError, ShapeError
 
@@ -108,7 +104,7 @@ def cycles(
         raise CapabilityError(
             "cycles: there are too many linear regions to try them all; use method='restarts'"
         )
-    with _Bar(progress) as bar:
+    with WorkBar("cycles", show=progress) as bar:
         if cells is not None and (method == "exhaustive" or (method == "auto" and few)):
             search_all(store, cells, bar.report)
             hits, starts = [1] * len(store.points), 0
@@ -121,7 +117,7 @@ def _restart(
     store: CycleStore,
     points: np.ndarray | None,
     cells: np.ndarray | None,
-    bar: _Bar,
+    bar: WorkBar,
     restarts: int | None,
     seed: int,
 ) -> tuple[list[int], int]:
@@ -185,41 +181,3 @@ def _check_options(order: int, method: str, limit: int, restarts: int | None) ->
             raise PlssmError(f"cycles: {name}: got {value}, wanted a whole number of at least 1")
     if method not in _METHODS:
         raise PlssmError(f"cycles: method: got {method!r}, wanted one of {', '.join(_METHODS)}")
-
-
-class _Bar:
-    """A progress bar that appears when a search takes more than two seconds.
-
-    Args:
-        show: True or False; None shows it when standard error is a terminal.
-    """
-
-    def __init__(self, show: bool | None) -> None:
-        self._visible = sys.stderr.isatty() if show is None else show
-        self._progress: Progress | None = None
-        self._began = time.perf_counter()
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def report(self, share: float, text: str) -> None:
-        """Shows the share done and a text."""
-        if not self._visible or time.perf_counter() - self._began < 2.0:
-            return
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("cycles"), BarColumn(bar_width=24), TextColumn("{task.description}"),
-                TimeElapsedColumn(), console=Console(stderr=True),
-            )  # fmt: skip
-            self._progress.start()
-            self._progress.add_task(text, total=1.0)
-        self._progress.update(self._progress.task_ids[0], completed=share, description=text)

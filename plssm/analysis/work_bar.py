@@ -40,19 +40,21 @@ class WorkBar:
         if self._progress is not None:
             self._progress.stop()
 
-    def report(self, share: float) -> None:
+    def report(self, share: float, text: str = "") -> None:
         """Shows the share done.
 
         Args:
             share: Between 0 and 1.
+            text: What is to be said beside it.
         """
         if not self._visible or time.perf_counter() - self._began < PATIENCE_SECONDS:
             return
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(),
+                TextColumn(self._label), BarColumn(bar_width=24),
+                TextColumn("{task.description}"), TimeElapsedColumn(),
                 console=Console(stderr=True),
             )  # fmt: skip
             self._progress.start()
-            self._progress.add_task(self._label, total=1.0)
-        self._progress.update(self._progress.task_ids[0], completed=share)
+            self._progress.add_task(text, total=1.0)
+        self._progress.update(self._progress.task_ids[0], completed=share, description=text)

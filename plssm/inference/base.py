@@ -6,8 +6,9 @@ import copy
 import dataclasses
 import math
 import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from plssm.inference.modality_weights import check_weights
 from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
 
-__all__ = ["Engine", "Run", "best_of", "working_copy"]
+__all__ = ["Engine", "Run", "all_restarts", "best_of", "working_copy"]
 
 
 class Run(NamedTuple):
@@ -134,6 +135,36 @@ class Engine(ABC):
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters as plain JSON-able values."""
         return dataclasses.asdict(self)
+
+
+def all_restarts(name: str, restarts: int, train: Callable[[int], Run]) -> list[Run]:
+    """Trainings one after the other, up to one that Ctrl-C ended; those before are kept.
+
+    Args:
+        name: The engine's, for warnings.
+        restarts: How many.
+        train: Trains the restart of a number.
+
+    Raises:
+        KeyboardInterrupt: If the first one was interrupted before it began.
+    """
+    runs: list[Run] = []
+    for restart in range(restarts):
+        try:
+            runs.append(train(restart))
+        except KeyboardInterrupt:  # while it was being started
+            if not runs:
+                raise
+            warnings.warn(
+                f"{name} was interrupted before restart {restart} began; the best one so far is "
+                "kept.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            runs[-1] = runs[-1]._replace(interrupted=True)
+        if runs[-1].interrupted:
+            break
+    return runs
 
 
 def best_of(runs: Sequence[Run]) -> Run:

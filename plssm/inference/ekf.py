@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import pandas as pd
 from plssm.data import Batch, Dataset
 from plssm.dynamics import PiecewiseLinear
 from plssm.errors import CapabilityError, PlssmError
-from plssm.inference.base import Engine, Run, working_copy
+from plssm.inference.base import Engine, Run, all_restarts, working_copy
 from plssm.inference.checkpoint import identity
 from plssm.inference.filtered_states import STARTS
 from plssm.inference.innovation_training import InnovationTraining, refuse_short
@@ -162,23 +161,12 @@ class EKF(Engine):
         whole = working_copy(model)
         temper(whole, data, self.modality_weights)
         check = None if validation is None else validation.batch()
-        told, runs = identity(self, model, data.batch()), []
+        told = identity(self, model, data.batch())
         with TrainingProgress(self.steps, self.restarts, show=progress) as bar:
-            for restart in range(self.restarts):
-                try:
-                    runs.append(self._run(whole, data, check, restart, told, bar))
-                except KeyboardInterrupt:  # while it was being started
-                    if not runs:
-                        raise
-                    warnings.warn(
-                        f"EKF was interrupted before restart {restart} began; the best one so far "
-                        "is kept.",
-                        RuntimeWarning,
-                        stacklevel=3,
-                    )
-                    runs[-1] = runs[-1]._replace(interrupted=True)
-                if runs[-1].interrupted:
-                    break
+            runs = all_restarts(
+                "EKF", self.restarts,
+                lambda restart: self._run(whole, data, check, restart, told, bar),
+            )  # fmt: skip
         if self.checkpoint and not runs[-1].interrupted:
             Path(self.checkpoint).unlink(missing_ok=True)
         return runs

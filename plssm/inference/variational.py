@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from plssm.data import Batch, Dataset
 from plssm.errors import PlssmError
-from plssm.inference.base import Engine, Run, working_copy
+from plssm.inference.base import Engine, Run, all_restarts, working_copy
 from plssm.inference.checkpoint import identity
 from plssm.inference.encoder_networks import NETWORKS
 from plssm.inference.encoders import Encoder
@@ -270,23 +269,12 @@ class VariationalInference(Engine):
         whole = working_copy(model)
         temper(whole, data, self.modality_weights)
         check = None if validation is None else validation.batch()
-        told, runs = identity(self, model, data.batch()), []
+        told = identity(self, model, data.batch())
         with TrainingProgress(self.steps, self.restarts, show=progress) as bar:
-            for restart in range(self.restarts):
-                try:
-                    runs.append(self._run(whole, data, check, restart, told, bar))
-                except KeyboardInterrupt:  # while it was being started
-                    if not runs:
-                        raise
-                    warnings.warn(
-                        f"VariationalInference was interrupted before restart {restart} began; "
-                        "the best one so far is kept.",
-                        RuntimeWarning,
-                        stacklevel=3,
-                    )
-                    runs[-1] = runs[-1]._replace(interrupted=True)
-                if runs[-1].interrupted:
-                    break
+            runs = all_restarts(
+                "VariationalInference", self.restarts,
+                lambda restart: self._run(whole, data, check, restart, told, bar),
+            )  # fmt: skip
         if self.checkpoint and not runs[-1].interrupted:
             Path(self.checkpoint).unlink(missing_ok=True)
         return runs

@@ -115,7 +115,6 @@ def test_evidence_adds_trials_and_their_errors(table, data):
     assert table.loc["true", "evidence_se"] == pytest.approx(np.sqrt(4 / 9))
 
 
-@pytest.mark.skipif("particle" not in smoothers.METHODS, reason="smooth has no particles")
 @pytest.mark.parametrize("kind", ["Gaussian", "BOLD"])
 def test_evidence_by_particles_is_that_of_the_kalman_filter(kind):
     model = linear()

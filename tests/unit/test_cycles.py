@@ -367,9 +367,9 @@ def test_what_the_list_knows():
 
 def test_a_bar_is_shown_on_demand(capsys, monkeypatch):
     from plssm.analysis import cycles as function
-    from plssm.analysis.cycles import _Bar
+    from plssm.analysis.work_bar import WorkBar
 
-    with _Bar(True) as bar:
+    with WorkBar("cycles", show=True) as bar:
         bar.report(0.1, "nothing yet")
         assert bar._progress is None  # short searches show nothing
         bar._began -= 10.0
