@@ -28,8 +28,9 @@ __all__ = [
 ]
 
 EvidenceKind = Literal[
-    "exact", "laplace", "laplace (majorised)", "ekf", "elbo", "importance", "particle", "tempered"
-]
+    "exact", "laplace", "laplace (majorised)", "ekf", "moments", "elbo", "importance", "particle",
+    "tempered",
+]  # fmt: skip
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -297,7 +298,8 @@ class FilteredMarginals(Posterior):
         predicted_covariance: Its covariance ``[B, T, M, M]``.
         length: Latent steps of each trial ``[B]``.
         log_evidence: Log evidence of each trial ``[B]``.
-        evidence_kind: ``"exact"`` for a linear-Gaussian model, otherwise ``"ekf"``.
+        evidence_kind: ``"exact"`` for a linear-Gaussian model, otherwise ``"ekf"``, or
+            ``"moments"`` where moments were matched.
         joint: Mean ``[B, T, K M]`` and covariance ``[B, T, K M, K M]`` of the last K latent
             states, newest first; None where the filter keeps only the newest.
     """
@@ -380,7 +382,8 @@ class GaussianMarginals(Posterior):
         lag_covariance: Cov(z_t, z_{t+1}) ``[B, T-1, M, M]``.
         length: Latent steps of each trial ``[B]``.
         log_evidence: Log evidence of each trial ``[B]``.
-        evidence_kind: ``"exact"`` for a linear-Gaussian model, otherwise ``"ekf"``.
+        evidence_kind: ``"exact"`` for a linear-Gaussian model, otherwise ``"ekf"``, or
+            ``"moments"`` where moments were matched.
         status: How the smoother of each trial stopped.
     """
 

@@ -86,6 +86,7 @@ def run_filter(
     states: AugmentedStates,
     *,
     reference: tuple[np.ndarray, np.ndarray] | None = None,
+    expected: bool = False,
 ) -> AugmentedRun:
     r"""Extended Kalman filter in covariance form, Laplace updates for any observation.
 
@@ -99,6 +100,7 @@ def run_filter(
         states: The joined states.
         reference: Paths of the latent ``[B, T, M]`` and of the joined states ``[B, T, D]`` around
             which everything is linearised; None linearises around the filter's own estimates.
+        expected: Carry exact means and covariances through the map, without linearising it.
 
     Returns:
         The run; steps beyond a trial's end hold predictions.
@@ -113,10 +115,17 @@ def run_filter(
     mean, covariance = states.start(prior)
     for t in range(steps):
         if t:
-            around = mean[:, : states.dim] if reference is None else reference[0][:, t - 1]
-            run.maps.append(Affine.at(prior, around, t - 1))
-            mean, covariance = states.predict(mean, covariance, run.maps[-1])
-            covariance[:, : states.dim, : states.dim] += sigma
+            m = states.dim
+            around, noise = mean[:, :m] if reference is None else reference[0][:, t - 1], sigma
+            if expected:
+                latent = np.ascontiguousarray(covariance[:, :m, :m])
+                affine, rest = Affine.expected(prior, around, latent, t - 1)
+                noise = sigma + rest
+            else:
+                affine = Affine.at(prior, around, t - 1)
+            run.maps.append(affine)
+            mean, covariance = states.predict(mean, covariance, affine)
+            covariance[:, :m, :m] += noise
         run.predicted[0][:, t], run.predicted[1][:, t] = mean, covariance
         samples = {n: one_step(g, t) for n, g in grids.items()}
         samples = {n: m for n, m in samples.items() if bool(m.mask.any())}

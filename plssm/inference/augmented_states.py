@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plssm.inference.chain_prior import ChainPrior
+from plssm.kernels.moment_filter import propagate_moments
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 
@@ -84,6 +85,27 @@ class Affine:
             jacobian = np.tile(form.linear, (len(z), 1, 1))
             return cls(jacobian, form.bias + prior.drive[:, t])
         return cls(form.jacobian(slope), form.regional_bias(slope) + prior.drive[:, t])
+
+    @classmethod
+    def expected(
+        cls, prior: ChainPrior, m: np.ndarray, p: np.ndarray, t: int
+    ) -> tuple[Affine, np.ndarray]:
+        """The best linear map from step t to t + 1 of states N(m, P), and what it leaves over.
+
+        Args:
+            prior: The latent prior.
+            m: Means ``[B, M]``.
+            p: Covariances ``[B, M, M]``.
+            t: The step.
+
+        Returns:
+            The map, with the expected Jacobian, and the covariance of the rest ``[B, M, M]``.
+        """
+        form = prior.form
+        maps = form.linear, form.bias, form.outer, form.inner, form.offset
+        mean, jacobian, rest = propagate_moments(*maps, m, p)
+        offset = mean - (jacobian @ m[..., None])[..., 0] + prior.drive[:, t]
+        return cls(jacobian, offset), rest
 
     def __call__(self, z: np.ndarray) -> np.ndarray:
         """J z + b for states ``[B, M]``."""

@@ -8,8 +8,9 @@ from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.mode_search import SWEEPS, ChainMode, find_mode
 from plssm.inference.quadratic_chain import QuadraticTerms
 from plssm.kernels.gaussian_filter import FilterResult, gaussian_filter
+from plssm.kernels.moment_filter import moment_filter
 
-__all__ = ["cold_mode", "filter_chain"]
+__all__ = ["cold_mode", "filter_chain", "moment_chain"]
 
 
 def filter_chain(prior: ChainPrior, terms: QuadraticTerms) -> FilterResult:
@@ -36,6 +37,23 @@ def filter_chain(prior: ChainPrior, terms: QuadraticTerms) -> FilterResult:
         prior.length,
         drive=drive,
     )
+
+
+def moment_chain(prior: ChainPrior, terms: QuadraticTerms) -> FilterResult:
+    """As :func:`filter_chain`, with the map's exact moments in the place of its linearisation.
+
+    Args:
+        prior: The latent prior of B trials.
+        terms: Their observation terms.
+    """
+    form = prior.form
+    drive = np.concatenate([np.zeros((len(prior.length), 1, prior.dim)), prior.drive], axis=1)
+    return moment_filter(
+        form.linear, form.bias, form.outer, form.inner, form.offset,
+        np.linalg.inv(prior.precision), prior.initial_mean,
+        np.linalg.inv(prior.initial_precision), terms.information, terms.score, drive,
+        prior.length,
+    )  # fmt: skip
 
 
 def cold_mode(prior: ChainPrior, terms: QuadraticTerms, *, max_solves: int) -> ChainMode:

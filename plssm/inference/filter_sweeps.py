@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from plssm.data import Batch
@@ -22,8 +24,9 @@ LARGEST = 60  # joined states for which a filter is a cheap start
 
 
 def filter_sweeps(
-    model: StateSpaceModel, batch: Batch, prior: ChainPrior, z: np.ndarray, *, sweeps: int
-) -> tuple[np.ndarray, QuadraticTerms, FilterResult | None]:
+    model: StateSpaceModel, batch: Batch, prior: ChainPrior, z: np.ndarray, *, sweeps: int,
+    run: Callable[[ChainPrior, QuadraticTerms], FilterResult] = filter_chain,
+) -> tuple[np.ndarray, QuadraticTerms, FilterResult | None]:  # fmt: skip
     """Run the filter with terms expanded around its own result until that stays.
 
     Args:
@@ -32,6 +35,7 @@ def filter_sweeps(
         prior: Their prior.
         z: Path to expand around first ``[B, T, M]``.
         sweeps: Runs at most; steps are halved in the second half of them.
+        run: The filter for quadratic terms.
 
     Returns:
         The filtered path, the terms around it, and the filter's result where it has settled on
@@ -44,7 +48,7 @@ def filter_sweeps(
         if not np.isfinite(terms.information).all():
             return z, terms, None
         safe = terms.steering(z)
-        result = filter_chain(prior, safe)
+        result = run(prior, safe)
         if not np.isfinite(result.filtered_mean).all():
             return z, terms, None
         move = np.where(inside, result.filtered_mean - z, 0.0)

@@ -13,11 +13,12 @@ from plssm.dynamics.relu_form import ReluForm
 from plssm.errors import CapabilityError
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.filter_sweeps import filter_sweeps
-from plssm.inference.filtering import SWEEPS, laplace_update
+from plssm.inference.filtering import SWEEPS
 from plssm.inference.laplace import laplace_posterior
 from plssm.inference.newton import expand
 from plssm.inference.quadratic_chain import QuadraticTerms
 from plssm.inference.step_samples import on_grid, one_step
+from plssm.inference.step_updates import laplace_update
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 

@@ -31,6 +31,7 @@ _LOOSE = {"contract", "reassoc", "nsz"}
 _SERIES_LIMIT = 0.8
 _TOLERANCE = 1e-15
 _SMALLEST_SD = 1e-12
+_SMALLEST_DENSITY = 700.0  # minus its logarithm; what is below counts as zero
 _SQRT_HALF = math.sqrt(0.5)
 _PDF_AT_ZERO = 1.0 / math.sqrt(2.0 * math.pi)
 _KNEE = 2.5  # of the variable (x - knee) / (x + knee) in which erfcx is a polynomial
@@ -59,7 +60,8 @@ def _upper_tails(a, pdf, tail):
     size = a.size
     t = np.empty(size)
     for x in range(size):
-        pdf[x] = exponential(-0.5 * a[x] * a[x])
+        half = 0.5 * a[x] * a[x]
+        pdf[x] = exponential(-half) if half < _SMALLEST_DENSITY else 0.0
         u = abs(a[x]) * _SQRT_HALF
         t[x] = (u - _KNEE) / (u + _KNEE)
         tail[x] = _TAIL[-1]

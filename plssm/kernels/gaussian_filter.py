@@ -16,7 +16,7 @@ from plssm.kernels._relu_step import (
     region_jacobian,
 )
 
-__all__ = ["FilterResult", "gaussian_filter", "gaussian_filter_plain"]
+__all__ = ["FilterResult", "gaussian_filter", "gaussian_filter_plain", "is_zero", "update_step"]
 
 _LOOSE = {"contract", "reassoc", "nsz"}
 
@@ -95,7 +95,7 @@ def _predict_covariance(jacobian, covariance, noise, work, out):
 
 
 @compiled(fastmath=_LOOSE)
-def _update(mean, covariance, information, score, work, new_mean, new_covariance):
+def update_step(mean, covariance, information, score, work, new_mean, new_covariance):
     """One update in canonical form, with covariance = L L' and I + L'RL = K K'.
 
     P = Y Y' with Y = L K'^-1 is symmetric and positive semidefinite by construction.
@@ -144,7 +144,8 @@ def _update(mean, covariance, information, score, work, new_mean, new_covariance
 
 
 @compiled
-def _is_zero(information, score):
+def is_zero(information, score):
+    """Whether a step has no data: information and score are zero."""
     for value in score.flat:
         if value != 0.0:
             return False
@@ -179,8 +180,8 @@ def _filter_trials(form, noise, first_mean, first_cov, information, score, drive
             block = rows[t if rows.shape[0] > 1 else 0]
             mean, covariance = before[b, t], before_cov[b, t]
             done = False
-            if not _is_zero(block, score[b, t]):
-                increments[b, t], done = _update(
+            if not is_zero(block, score[b, t]):
+                increments[b, t], done = update_step(
                     mean, covariance, block, score[b, t], work, after[b, t], after_cov[b, t]
                 )
                 if not done and status[b] == 0:

@@ -13,6 +13,7 @@ from plssm.kernels._rectified_lanes import LANES, rectify_lanes, rectify_units
 __all__ = [
     "bivariate_normal_cdf",
     "expected_relu",
+    "open_probability",
     "relu_covariance",
     "relu_cross_moments",
     "relu_moments",
@@ -130,6 +131,21 @@ def expected_relu(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
         [...], expected rectified values.
     """
     return _unit_moments(mean, variance)[0]
+
+
+def open_probability(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    r"""Computes the probability that Gaussian variables are positive.
+
+    .. math:: P(z > 0) = \Phi(m / s) = \partial E[\phi(z)] / \partial m
+
+    Args:
+        mean: [...], m.
+        variance: [...], s^2; a variance of zero gives 0, 1, or 1/2 at the kink.
+
+    Returns:
+        [...], probabilities.
+    """
+    return _unit_moments(mean, variance)[2]
 
 
 def relu_cross_moments(

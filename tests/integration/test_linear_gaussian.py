@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import multivariate_normal
 
 import plssm as ps
+from plssm.inference.augmented_states import LagStates
+from plssm.inference.base import working_copy
+from plssm.inference.filter_form import filter_form
+from plssm.inference.innovations import innovations
 
 M, N, K = 3, 4, 2
 LENGTHS = (9, 6, 1)
@@ -230,6 +235,8 @@ def test_smoother_equals_pykalman():
     causal = ps.smooth(model, data, causal=True)
     np.testing.assert_allclose(causal.mean[0].numpy(), filtered, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(causal.covariance()[0].numpy(), spread, rtol=1e-8, atol=1e-8)
+    evidence = kalman.loglikelihood(masked)
+    np.testing.assert_allclose(float(causal.log_evidence[0]), evidence, rtol=1e-8, atol=1e-8)
 
 
 def test_evidence_equals_statsmodels():
@@ -240,7 +247,7 @@ def test_evidence_equals_statsmodels():
     data = make_data(model, 12, lengths=(30,), missing="entries")
     p, trial = numbers(model), data.trials[0]
     drive = trial.inputs @ p["C"].T
-    kalman = KalmanSmoother(k_endog=N, k_states=M)
+    kalman = KalmanSmoother(k_endog=N, k_states=M, tolerance=0)  # never taken as stationary
     kalman.bind(np.ascontiguousarray(trial.values["x"]))
     kalman["design"], kalman["obs_cov"] = p["B"], np.diag(p["R"])
     kalman["obs_intercept"] = p["b"][:, None]
@@ -249,19 +256,58 @@ def test_evidence_equals_statsmodels():
     kalman["state_intercept"] = np.vstack([p["h"] + drive[1:], np.zeros(M)]).T
     kalman.initialize_known(p["m"] + drive[0], p["S"])
     reference = kalman.smooth()
-    posterior = ps.smooth(model, data)
-    np.testing.assert_allclose(
-        float(posterior.log_evidence[0]), reference.llf_obs.sum(), rtol=0, atol=1e-6
+    posterior, filtered = ps.smooth(model, data), ps.smooth(model, data, causal=True)
+    for name, got, want in (
+        ("evidence", posterior.log_evidence[0], reference.llf_obs.sum()),
+        ("mean", posterior.mean[0], reference.smoothed_state.T),
+        ("covariance", posterior.covariance()[0],
+         np.moveaxis(reference.smoothed_state_cov, -1, 0)),
+        ("filtered mean", filtered.mean[0], reference.filtered_state.T),
+        ("filtered covariance", filtered.covariance()[0],
+         np.moveaxis(reference.filtered_state_cov, -1, 0)),
+    ):  # fmt: skip
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-8, atol=1e-8, err_msg=name)
+
+
+def dense_log_likelihood(model, data):
+    """Log-likelihood of all trials by big Gaussians, as a differentiable tensor."""
+    d, o = model.dynamics, model.observations["x"]
+    total = 0.0
+    for trial in data.trials:
+        steps, y = trial.length, torch.from_numpy(trial.values["x"])
+        drive = torch.from_numpy(trial.inputs) @ d.C.T
+        means, blocks = [d.initial.mean], [[d.initial.noise.covariance]]
+        for t in range(1, steps):
+            means.append(d.A @ means[-1] + d.h + drive[t])
+            row = [d.A @ block for block in blocks[-1]]
+            blocks.append([*row, row[-1] @ d.A.T + d.noise.covariance])
+        blocks = [[blocks[max(t, u)][min(t, u)] if t >= u else blocks[u][t].T
+                   for u in range(steps)] for t in range(steps)]  # fmt: skip
+        prior = torch.cat([torch.cat(row, 1) for row in blocks])
+        design, seen = torch.block_diag(*[o.weight] * steps), ~y.isnan().flatten()
+        centre = design @ torch.cat(means) + o.bias.repeat(steps)
+        spread = design @ prior @ design.T + torch.diag(o.noise.repeat(steps))
+        normal = torch.distributions.MultivariateNormal(centre[seen], spread[seen][:, seen])
+        total = total + normal.log_prob(y.flatten()[seen])
+    return total
+
+
+def test_gradient_of_the_likelihood_equals_autograd_of_the_joint_gaussian():
+    model = working_copy(make_model(15))
+    data = make_data(model, 16, lengths=(8, 5, 1))
+    batch = data.batch()
+    states = LagStates(model, batch.dt)
+    parameters = dict(model.named_parameters())
+    found = innovations(model, batch, states, filter_form(model, batch, states))
+    values = found.increment.sum(), dense_log_likelihood(model, data)
+    torch.testing.assert_close(*values, rtol=1e-10, atol=1e-10)
+    got, want = (
+        torch.autograd.grad(v, list(parameters.values()), allow_unused=True) for v in values
     )
-    np.testing.assert_allclose(
-        posterior.mean[0].numpy(), reference.smoothed_state.T, rtol=1e-6, atol=1e-6
-    )
-    np.testing.assert_allclose(
-        posterior.covariance()[0].numpy(),
-        np.moveaxis(reference.smoothed_state_cov, -1, 0),
-        rtol=1e-6,
-        atol=1e-6,
-    )
+    for name, a, b in zip(parameters, got, want, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None and a.numel():
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=name)
 
 
 def test_forecast_has_the_closed_form_mean_and_variance():
