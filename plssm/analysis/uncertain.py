@@ -81,20 +81,47 @@ class Uncertain:
             raise PlssmError(f"quantile: got {probability}, wanted between 0 and 1")
         return _plain(_quantile(self._numbers(), self.weights, probability))
 
-    def interval(self, level: float | None = None) -> tuple[Any, Any]:
-        """Central interval.
+    def interval(self, level: float | None = None, *, kind: str = "percentile") -> tuple[Any, Any]:
+        r"""Central interval of the draws, or the basic one around the estimate.
+
+        .. math:: [q_{\alpha/2},\; q_{1-\alpha/2}] \quad \text{or} \quad
+            [2 \hat q - q_{1-\alpha/2},\; 2 \hat q - q_{\alpha/2}]
+
+        Nonlinear quantities can have draws far on one side of the estimate. The basic interval
+        takes the distances of draws from the estimate as those of the estimate from the truth,
+        and so reaches out to the other side.
 
         Args:
             level: Its probability; that of the result where absent.
+            kind: "percentile" or "basic".
 
         Returns:
             Lower and upper limits, numbers or arrays [...].
+
+        Raises:
+            PlssmError: If the level is not between 0 and 1, the kind is unknown, or the basic
+                interval is asked for where there is no estimate.
+
+        References:
+            Davison & Hinkley (1997), Bootstrap Methods and their Application, section 5.2,
+            doi:10.1017/CBO9780511802843.
         """
         level = self.level if level is None else level
         if not 0.0 < level < 1.0:
             raise PlssmError(f"interval: level is {level}, wanted between 0 and 1")
         tail = 0.5 * (1.0 - level)
-        return self.quantile(tail), self.quantile(1.0 - tail)
+        low, high = self.quantile(tail), self.quantile(1.0 - tail)
+        if kind == "percentile":
+            return low, high
+        if kind != "basic":
+            raise PlssmError(f"interval: kind is {kind!r}, wanted 'percentile' or 'basic'.")
+        if self.estimate is None or np.shape(self.estimate) != np.shape(low):
+            raise PlssmError(
+                "interval: a basic interval needs the quantity at the estimate, which these draws "
+                "come without; use kind='percentile'."
+            )
+        twice = 2 * self.estimate
+        return twice - high, twice - low
 
     def reasons(self) -> dict[str, int]:
         """How many draws failed for which reason (numbers in the messages are left out)."""

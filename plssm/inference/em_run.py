@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import time
 import warnings
 from collections.abc import Collection
@@ -12,11 +14,16 @@ import pandas as pd
 import torch
 
 from plssm.data import Batch
-from plssm.dynamics.base import PiecewiseLinear
 from plssm.dynamics.linear import LinearDynamics
-from plssm.inference.hinge_placement import best_placement
+from plssm.errors import PlssmError
+from plssm.inference.denoised_path import denoised_path
+from plssm.inference.em_parameters import EMParameters
+from plssm.inference.extrapolation import Extrapolation
+from plssm.inference.frames import best_frames
+from plssm.inference.hinge_placement import lifted
 from plssm.inference.laplace import LaplaceResult, laplace_posterior
 from plssm.inference.m_step import (
+    hold_process_noise,
     moments_for,
     pool_trial_means,
     ridge_penalty,
@@ -28,6 +35,7 @@ from plssm.inference.m_step import (
 from plssm.inference.mean_correction import mean_corrected
 from plssm.inference.progress import EMProgress
 from plssm.inference.stages import Stage
+from plssm.inference.start_search import best_start, searched_part, too_short
 from plssm.inference.starts import (
     StartPath,
     observed_path,
@@ -51,22 +59,14 @@ if TYPE_CHECKING:
 __all__ = ["EMRun"]
 
 START_FLOOR = 1e-3  # smallest variance of a start, for latents of unit variance
-HISTORY = [
-    "restart",
-    "stage",
-    "iteration",
-    "evidence",
-    "joint",
-    "logdet",
-    "process_noise",
-    "solves",
-    "pinned",
-    "status",
-    "seconds",
-]
+MEASURES = "evidence joint logdet process_noise solves pinned status seconds"
+HISTORY = f"restart stage iteration {MEASURES}".split()
 PATIENCE = 3  # iterations without gain that end a stage
 SLACK = 1e-10  # nats per observed value by which rounding may lower the evidence
 E_STEP = 1e-6  # gain of a Newton step, relative to the log joint, that ends an E-step
+BREAKDOWNS = (np.linalg.LinAlgError, torch.linalg.LinAlgError, ValueError, PlssmError)
+NEARBY = ((-1, 1), (-1,))  # neighbours in time by which the data are cleaned of noise
+MEMORY = 5  # earlier EM steps from which the next is extrapolated
 HALVINGS = 4  # shorter steps that are tried where an EM step lowers the Laplace evidence
 
 
@@ -86,18 +86,15 @@ class EMRun:
     """
 
     def __init__(
-        self,
-        engine: LaplaceEM,
-        model: StateSpaceModel,
-        batch: Batch,
-        restart: int,
+        self, engine: LaplaceEM, model: StateSpaceModel, batch: Batch, restart: int,
         bar: EMProgress,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.engine, self.model, self.batch = engine, model, batch
         self.restart, self.bar = restart, bar
         self.path: np.ndarray | None = None
         self.trial_means: np.ndarray | None = None
         self.evidence = -np.inf
+        self.quiet = False
         self.best: dict | None = None
         self.good: dict | None = None
         self.rows: list[dict] = []
@@ -141,20 +138,87 @@ class EMRun:
             path = turn(self._first_state(model.dim), seed=seed)
         else:
             state = self._first_state(state_dim(model)) if state is None else state
-            path = best_placement(
-                state,
-                batch.time_mask.numpy(),
-                model.dim,
-                seed=seed,
-                candidates=self.engine.candidates if new_map else 1,
-                score=self._predictability,
-            )
-        for name, observation in fresh.items():
-            observation.init_from(batch.modalities[name], torch.from_numpy(path.mean))
-            observation.m_step(batch.modalities[name], *moments_for(observation, path, batch))
-        if new_map:
+            if self.engine.searches(model) and self._search(state, seed):
+                return
+            path = lifted(state, batch.time_mask.numpy(), model.dim, seed=seed)
+        self._adopt(path)
+
+    def _adopt(self, path: StartPath) -> None:
+        """Parameters of what is fresh from a path."""
+        for name, observation in self._fresh_observations().items():
+            modality = self.batch.modalities[name]
+            observation.init_from(modality, torch.from_numpy(path.mean))
+            observation.m_step(modality, *moments_for(observation, path, self.batch))
+        if self.engine.starts_fresh(self.model.dynamics):
             self.path = path.mean
             self._start_dynamics(path)
+
+    # -- search --------------------------------------------------------------------------------
+    def _search(self, state: StartPath, seed: int) -> bool:
+        """Go on from the best of many starts; False where none could be had."""
+        model, rng = self.model, np.random.default_rng(seed)
+        if too_short(self.batch, model.dim):
+            return False
+        options = {"candidates": self.engine.candidates, "rng": rng}
+        part = searched_part(self.batch)
+        batch, means = self.batch, self.trial_means
+        if part is not None:
+            batch, state = part.batch, state.within(part)
+            means = None if means is None else means[part.row.numpy()]
+
+        made: list[EMRun] = []
+
+        def entrants(path: StartPath, count: int) -> list[EMRun]:
+            new: list[EMRun] = []
+            with contextlib.suppress(*BREAKDOWNS):
+                frames = best_frames(path, batch, model.dynamics, count=count, **options)
+                new = [self._contender(frame, batch, means) for frame in frames]
+            made.extend(new)
+            return new
+
+        paths = [state, *(denoised_path(model, batch, model.dim, neighbours=n) for n in NEARBY)]
+        try:
+            best = best_start(paths, entrants)
+        except KeyboardInterrupt:
+            if good := [run for run in made if run.recover()]:
+                self._follow(max(good, key=lambda run: run.evidence), whole=part is None)
+            raise
+        if best is not None:
+            self._follow(best, whole=part is None)
+        return best is not None
+
+    def _follow(self, best: EMRun, *, whole: bool) -> None:
+        """Go on from another run, of all the data or of a part of them."""
+        self.model.load_state_dict(best.model.state_dict())
+        if whole:
+            self.path, self.trial_means, self.evidence = best.path, best.trial_means, best.evidence
+            self.rows += best.rows
+        elif self.trial_means is not None:
+            self.trial_means[:] = best.trial_means.mean(0)
+            pool_trial_means(self.model.dynamics, best.trial_means)
+        here = {"parameters": self._parameters(), "path": self.path}
+        self.best = self.good = here | {"evidence": self.evidence, "objective": self.evidence}
+
+    def _contender(self, path: StartPath, batch: Batch, means: np.ndarray | None) -> EMRun:
+        """A start of its own from a path."""
+        run = EMRun(self.engine, copy.deepcopy(self.model), batch, self.restart, self.bar)
+        run.trial_means = None if means is None else means.copy()
+        run.quiet = True
+        with contextlib.suppress(*BREAKDOWNS):
+            run._adopt(path)
+        return run
+
+    def advance(self, iterations: int) -> None:
+        """EM iterations with all parameters free; the evidence stays -inf where they fail."""
+        try:
+            self._iterate(Stage("search", iterations, accelerated=True))
+        except BREAKDOWNS:
+            if self.good is not None:
+                self._restore(self.good)
+
+    def smoothed(self) -> StartPath:
+        """The posterior of the path under the present parameters."""
+        return StartPath.of(self._e_step().posterior, self.model, self.batch)
 
     def _known_path(self, fresh: Collection[str], new_map: bool) -> StartPath:
         """The path that the observations with known parameters see, under the map if known."""
@@ -175,16 +239,6 @@ class EMRun:
         statistics = regional_statistics(dynamics, path, batch, slope)
         update_coefficients(dynamics, statistics, path, batch, ridge=self.engine.ridge)
         return statistics
-
-    def _predictability(self, path: StartPath) -> float:
-        """Log density of a step of a path under the map that fits it best; the map is kept."""
-        dynamics = self.model.dynamics
-        before = {name: value.clone() for name, value in dynamics.state_dict().items()}
-        statistics = self._regress(path)
-        residual = statistics.residual(np.asarray(dynamics.coefficients()[0].detach()))
-        dynamics.load_state_dict(before)
-        variance = np.diagonal(residual) / max(statistics.count, 1)
-        return -0.5 * float(np.log(np.maximum(variance, self.engine.floor)).sum())
 
     def _start_dynamics(self, path: StartPath) -> None:
         """One M-step from the start path."""
@@ -222,27 +276,36 @@ class EMRun:
         if stage.begin == "best" and self.best is not None:
             self._restore(self.best)
         if stage.process_noise is not None:
-            _hold_noise(self.model.dynamics, stage.process_noise)
+            hold_process_noise(self.model.dynamics, stage.process_noise)
         return self._iterate(stage)
 
-    def _e_step(self) -> LaplaceResult:
-        return laplace_posterior(
-            self.model,
-            self.batch,
-            start=self.path,
-            trial_means=self.trial_means,
-            max_solves=self.engine.max_solves,
-            tolerance=E_STEP,
-        )
+    def _e_step(self, *, guarded: bool = False) -> LaplaceResult | None:
+        """The posterior; where guarded, None for parameters that make no sense."""
+        try:
+            return laplace_posterior(
+                self.model, self.batch, start=self.path, trial_means=self.trial_means,
+                max_solves=self.engine.max_solves, tolerance=E_STEP,
+            )  # fmt: skip
+        except BREAKDOWNS:
+            if not guarded:
+                raise
+            return None
 
     def _iterate(self, stage: Stage) -> bool:
         """EM of one stage; a step that lowers the penalised evidence is halved."""
         good, idle, iteration, halved = None, 0, 0, 0
-        self.good = None
+        if self.evidence > -np.inf and stage.accelerated:
+            self._renew_path()
+        self.good, plain = None, None
+        further = Extrapolation(MEMORY if stage.accelerated else 0)
         while True:
             began = time.perf_counter()
-            result = self._e_step()
-            objective = result.evidence - self._penalty()
+            result = self._e_step(guarded=plain is not None)
+            objective = self._objective(result)
+            if plain is not None and not objective >= good["objective"]:
+                self._set(plain)
+                plain = further.forget()
+                continue
             if result.failed:
                 return self._keep(good, stage, f"the E-step ended {set(result.status)}")
             if good is not None and objective < good["objective"] - SLACK * self.values:
@@ -250,6 +313,7 @@ class EMRun:
                     break
                 halved += 1
                 self._go_halfway_back(good)
+                further.forget()
                 continue
             gained = np.inf if good is None else objective - good["objective"]
             idle = idle + 1 if gained < self.engine.tolerance * self.values else 0
@@ -264,17 +328,47 @@ class EMRun:
                 self._m_step(stage, result)
             except (np.linalg.LinAlgError, torch.linalg.LinAlgError, ValueError) as error:
                 return self._keep(good, stage, f"the M-step failed ({error})")
+            plain = self._extrapolate(further, good["parameters"])
         self._restore(good)
         if self.best is None or good["evidence"] > self.best["evidence"]:
             self.best = good
         return True
 
+    def _objective(self, result: LaplaceResult | None) -> float:
+        """The penalised evidence; -inf where the E-step failed."""
+        return -np.inf if result is None or result.failed else result.evidence - self._penalty()
+
+    def _renew_path(self) -> None:
+        """Take a path that is found anew where it is better.
+
+        A search from the last path can stay at a mode that is no longer the best: EM believes it.
+        """
+        last, found = self.path, self._e_step(guarded=True)
+        self.path = None
+        anew = self._e_step(guarded=True)
+        self.path = anew.path if self._objective(anew) > self._objective(found) else last
+
+    def _extrapolate(self, further: Extrapolation, before: EMParameters) -> EMParameters | None:
+        """Move on from the M-step's parameters; these, or None where nothing was moved."""
+        plain, point = self._parameters(), before.vector()
+        moved = further.after(point, plain.vector() - point)
+        if moved is None or not np.isfinite(moved).all():
+            return None
+        self._set(plain.at(moved))
+        return plain
+
     def _go_halfway_back(self, good: dict) -> None:
         """Parameters half-way between where they are and the last good ones."""
-        state = self.model.state_dict()
-        self.model.load_state_dict({k: 0.5 * (v + good["state"][k]) for k, v in state.items()})
-        if self.trial_means is not None:
-            self.trial_means = 0.5 * (self.trial_means + good["trial_means"])
+        here = self._parameters()
+        self._set(here.at(0.5 * (here.vector() + good["parameters"].vector())))
+
+    def _parameters(self) -> EMParameters:
+        state = {k: v.clone() for k, v in self.model.state_dict().items()}
+        return EMParameters(state, None if self.trial_means is None else self.trial_means.copy())
+
+    def _set(self, parameters: EMParameters) -> None:
+        self.model.load_state_dict(parameters.state)
+        self.trial_means = parameters.trial_means
 
     def _m_step(self, stage: Stage, result: LaplaceResult) -> None:
         dynamics, floor = self.model.dynamics, self.engine.floor
@@ -283,13 +377,9 @@ class EMRun:
             statistics = self._statistics(posterior, result.slope)
         if "dynamics" in stage.learn:
             update_coefficients(
-                dynamics,
-                statistics,
-                posterior,
-                self.batch,
-                self.trial_means,
+                dynamics, statistics, posterior, self.batch, self.trial_means,
                 ridge=self.engine.ridge,
-            )
+            )  # fmt: skip
         if "initial" in stage.learn:
             self.trial_means = update_initial(dynamics, posterior, self.batch, floor)
         if "process_noise" in stage.learn and stage.process_noise is None:
@@ -312,14 +402,11 @@ class EMRun:
 
     # -- the last good state -------------------------------------------------------------------
     def _snapshot(self, objective: float, result: LaplaceResult) -> dict:
-        state = {k: v.clone() for k, v in self.model.state_dict().items()}
-        means = None if self.trial_means is None else self.trial_means.copy()
         return {
+            "parameters": self._parameters(),
             "objective": objective,
             "evidence": result.evidence,
-            "state": state,
             "path": result.path,
-            "trial_means": means,
         }
 
     def recover(self) -> bool:
@@ -331,13 +418,14 @@ class EMRun:
         return True
 
     def _restore(self, good: dict) -> None:
-        self.model.load_state_dict(good["state"])
-        self.path, self.trial_means = good["path"], good["trial_means"]
-        self.evidence = good["evidence"]
+        self._set(good["parameters"])
+        self.path, self.evidence = good["path"], good["evidence"]
 
     def _keep(self, good: dict | None, stage: Stage, reason: str) -> bool:
         if good is not None:
             self._restore(good)
+        if self.quiet:
+            return False
         kept = "the last good parameters are kept" if good else "no parameters were learned in it"
         warnings.warn(
             f"LaplaceEM, restart {self.restart}, stage {stage.name!r}: {reason}; {kept}.",
@@ -350,23 +438,13 @@ class EMRun:
         dynamics = self.model.dynamics
         self.rows.append(
             {
-                "restart": self.restart,
-                "stage": stage.name,
-                "iteration": iteration,
-                "evidence": result.evidence,
-                "joint": float(result.joint.sum()),
+                "restart": self.restart, "stage": stage.name, "iteration": iteration,
+                "evidence": result.evidence, "joint": float(result.joint.sum()),
                 "logdet": float(result.logdet.sum()),
                 "process_noise": float(dynamics.noise.variance.detach().mean()),
-                "solves": result.solves,
-                "pinned": result.pinned,
+                "solves": result.solves, "pinned": result.pinned,
                 "status": "+".join(sorted(set(result.status))),
                 "seconds": time.perf_counter() - began,
             }
-        )
+        )  # fmt: skip
         self.bar.advance(self.restart, stage, iteration, result.evidence)
-
-
-def _hold_noise(dynamics: PiecewiseLinear, variance: float) -> None:
-    eye = torch.eye(dynamics.dim, dtype=torch.float64)
-    if not dynamics.noise.frozen:
-        dynamics.noise.covariance = variance * eye

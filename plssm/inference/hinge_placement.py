@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +9,10 @@ import numpy as np
 from plssm.inference.hinge_choice import choose_hinges, principal_axes
 from plssm.inference.starts import StartPath
 
-__all__ = ["Features", "Placement", "Whitened", "best_placement"]
+__all__ = ["Features", "Whitened", "lifted"]
 
 MOSTLY_OPEN = 0.2  # at first, units of the state's own axes are closed for at most this share
-EXPLORED = 0.5  # share of the candidates that are drawn afresh; the others vary the best so far
 ENOUGH = 20_000  # steps on which hinges are chosen; of longer data every n-th
-TILT = 0.5  # size of the random part of the directions of a state unit
-NUDGE = 0.15  # change of directions and quantiles that makes a variation
 
 
 class Whitened:
@@ -44,55 +39,6 @@ class Whitened:
     def dim(self) -> int:
         """Dimension k of the state."""
         return len(self.map)
-
-
-@dataclass(frozen=True)
-class Placement:
-    r"""Coordinates of a whitened state, each with a kink at a quantile of the data.
-
-    .. math:: z_i = v_i^\top x - c_i, \qquad P(z_i < 0) = \mathrm{closed}_i
-
-    Args:
-        directions: v of every coordinate in whitened coordinates ``[k, k]``, unit rows.
-        closed: Share of the data for which each unit is closed ``[k]``.
-    """
-
-    directions: np.ndarray
-    closed: np.ndarray
-
-    @classmethod
-    def own_axes(cls, white: Whitened, rng: np.random.Generator) -> Placement:
-        """The state's own axes with random signs, nearly always open: any linear map fits."""
-        k = white.dim
-        own = rng.choice((-1.0, 1.0), k)[:, None] * white.axes
-        return cls(own, MOSTLY_OPEN * rng.uniform(size=k))
-
-    @classmethod
-    def random(cls, white: Whitened, rng: np.random.Generator) -> Placement:
-        """Own axes or oblique random ones, with kinks up to a random quantile."""
-        k = white.dim
-        own = rng.choice((-1.0, 1.0), k)[:, None] * white.axes
-        if rng.uniform() < 0.5:
-            rotation = np.linalg.qr(rng.standard_normal((k, k)))[0]
-            own = _unit(rotation + TILT * rng.standard_normal((k, k)) / np.sqrt(k))
-        return cls(own, rng.uniform(MOSTLY_OPEN, 1.0) * rng.uniform(size=k))
-
-    def varied(self, rng: np.random.Generator) -> Placement:
-        """A placement nearby."""
-        directions = self.directions + NUDGE * rng.standard_normal(self.directions.shape)
-        closed = self.closed + NUDGE * rng.standard_normal(self.closed.shape)
-        return Placement(_unit(directions), np.clip(closed, 0.0, 1.0))
-
-    def features(self, white: Whitened) -> Features:
-        """The coordinates as features of the state."""
-        weights = self.directions @ white.map
-        along = white.seen @ weights.T
-        kinks = [np.quantile(f, q) for f, q in zip(along.T, self.closed, strict=True)]
-        return Features(weights, np.array(kinks))
-
-    def log_volume(self) -> float:
-        """Log of the volume that the coordinates span; a fair comparison of densities needs it."""
-        return float(np.linalg.slogdet(self.directions)[1])
 
 
 class Features(NamedTuple):
@@ -127,52 +73,28 @@ class Features(NamedTuple):
         )
 
 
-def best_placement(
-    state: StartPath,
-    inside: np.ndarray,
-    dim: int,
-    *,
-    seed: int,
-    candidates: int,
-    score: Callable[[StartPath], float],
-) -> StartPath:
-    """Features of a state under the placement of their kinks that predicts it best.
+def lifted(state: StartPath, inside: np.ndarray, dim: int, *, seed: int) -> StartPath:
+    """A state's own axes as features, open most of the time, and further hinges on it.
 
-    The first k features are coordinates of the state, the others further hinges on it: regressing
-    the next z on relu(z) is a regression on hinges, while the observations stay a linear function
-    of z. Hinges move little once EM has begun (a unit that is always open stays so), so that a
-    fit ends near the placement it starts from.
-
-    With M = k the coordinates' own kinks are all there is: half of the candidates for them are
-    drawn at random, the others vary the best one so far; each costs one regression. With M > k
-    the coordinates are the state's own axes, open most of the time to carry a linear map, and the
-    further hinges are chosen by forward selection beside one.
+    The first k features carry a linear map of the state, the others are hinges chosen by forward
+    selection to predict its next value best: regressing the next z on relu(z) is a regression on
+    hinges, while the observations stay a linear function of z. Hinges move little once EM has
+    begun (a unit that is always open stays so), so that a fit ends near where it starts.
 
     Args:
         state: The state, k dimensions.
         inside: Which steps exist, bool ``[B, T]``.
         dim: Number of features M >= k.
-        seed: Seed of the candidates: restarts differ by it.
-        candidates: Number of placements that are compared, at least 1.
-        score: Log density of a step of a lifted path.
+        seed: Seed of signs, kinks and candidates: restarts differ by it.
 
     Returns:
-        The lifted path of the best candidate.
+        The lifted path.
     """
     rng, white = np.random.default_rng(seed), Whitened(state, inside)
-    best = Placement.own_axes(white, rng)
-    if dim > white.dim or candidates == 1:
-        return best.features(white).extended(white, dim, rng).of(white)
-    chosen, drawn = -np.inf, max(int(EXPLORED * candidates), 1)
-    for i in range(candidates):
-        place = best
-        if i:
-            place = Placement.random(white, rng) if i < drawn else best.varied(rng)
-        value = score(place.features(white).of(white)) + place.log_volume()
-        if value > chosen:
-            best, chosen = place, value
-    return best.features(white).of(white)
-
-
-def _unit(directions: np.ndarray) -> np.ndarray:
-    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    k = white.dim
+    own = rng.choice((-1.0, 1.0), k)[:, None] * white.axes
+    closed = MOSTLY_OPEN * rng.uniform(size=k)
+    weights = own @ white.map
+    along = (white.seen @ weights.T).T
+    kinks = np.array([np.quantile(a, q) for a, q in zip(along, closed, strict=True)])
+    return Features(weights, kinks).extended(white, dim, rng).of(white)

@@ -17,7 +17,8 @@ from plssm.inference.laplace import laplace_posterior
 from plssm.inference.modality_weights import temper
 from plssm.inference.progress import EMProgress
 from plssm.inference.smoothers import smooth
-from plssm.inference.stages import Stage, annealed_stages, plain_stages
+from plssm.inference.stages import Stage, annealed_stages, plain_stages, searched_stages
+from plssm.inference.starts import state_dim
 from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
 
@@ -41,10 +42,13 @@ class LaplaceEM(Engine):
         restarts: Number of starts; the best evidence (on the validation data where given) wins.
         start: ``"auto"`` starts parameters that were set (``from_parameters``, a Fit) where they
             are and fresh ones from the data; ``"data"`` and ``"model"`` force one of the two.
-        candidates: Placements of the hinges that the start of a fresh piecewise-linear map
-            compares, each by one regression on the states of a linear model.
+        candidates: Random coordinates of the state that the start of a fresh piecewise-linear map
+            refines where it has no more units than the larger of 3 and the number of channels; the
+            best ones compete by their evidence after a few iterations (stage "search" of the
+            history, the winner's; of data longer than 5000 steps a part is searched, which the
+            history leaves out). With 1 there is no such search.
         stages: The stages of the fit; None chooses them (annealed process noise for a fresh
-            piecewise-linear map, plain EM otherwise).
+            piecewise-linear map with more units than state dimensions to see, plain EM otherwise).
         tolerance: A stage ends after three iterations that each gained less than this many
             nats per observed value.
         floor: Smallest process and initial-state variance.
@@ -65,7 +69,7 @@ class LaplaceEM(Engine):
     iterations: int = 50
     restarts: int = 1
     start: str = "auto"
-    candidates: int = 100
+    candidates: int = 30
     stages: tuple[Stage, ...] | None = None
     tolerance: float = 1e-6
     floor: float = 1e-5
@@ -158,9 +162,18 @@ class LaplaceEM(Engine):
         """The stages a fit of this model goes through."""
         if self.stages is not None:
             return self.stages
+        if self.searches(model):
+            return searched_stages(self.iterations)
         fresh = self.starts_fresh(model.dynamics)
         hinged = model.dynamics.relu_form().outer.shape[1] > 0
         return (annealed_stages if fresh and hinged else plain_stages)(self.iterations)
+
+    def searches(self, model: StateSpaceModel) -> bool:
+        """Whether a fit starts with a search for the coordinates of the state."""
+        parts = [model.dynamics, *model.observations.values()]
+        hinged = model.dynamics.relu_form().outer.shape[1] > 0
+        small = state_dim(model) == model.dim
+        return small and hinged and self.candidates > 1 and all(map(self.starts_fresh, parts))
 
     def starts_fresh(self, part: torch.nn.Module) -> bool:
         """Whether a part of the model gets a data-driven start."""

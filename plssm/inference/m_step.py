@@ -16,6 +16,7 @@ from plssm.observations.base import ObservationModel
 from plssm.posterior import GaussianChain
 
 __all__ = [
+    "hold_process_noise",
     "moments_for",
     "pool_trial_means",
     "ridge_penalty",
@@ -327,3 +328,14 @@ def moments_for(
     if w:
         covariance = posterior.lagged(w)
     return torch.from_numpy(mean), torch.from_numpy(np.ascontiguousarray(covariance))
+
+
+def hold_process_noise(dynamics: PiecewiseLinear, variance: float) -> None:
+    """Set the process noise to one variance for all states, unless it is frozen.
+
+    Args:
+        dynamics: Dynamics; changed in place.
+        variance: The variance.
+    """
+    if not dynamics.noise.frozen:
+        dynamics.noise.covariance = variance * torch.eye(dynamics.dim, dtype=torch.float64)

@@ -56,7 +56,9 @@ class EMProgress:
 
     def advance(self, restart: int, stage: Stage, iteration: int, evidence: float) -> None:
         """Report one E-step."""
-        done = restart * self._each + self._before.get(stage.name, 0) + iteration
+        done = None
+        if stage.name in self._before:
+            done = restart * self._each + self._before[stage.name] + iteration
         again = f"restart {restart + 1}/{self._restarts}, " if self._restarts > 1 else ""
         text = f"{again}{stage.name}: evidence {evidence:.1f}"
         self._progress.update(self._task, completed=done, description=text)

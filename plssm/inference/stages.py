@@ -7,7 +7,14 @@ from typing import Literal
 
 from plssm.errors import PlssmError
 
-__all__ = ["LEARNABLE", "Stage", "annealed_stages", "held_stages", "plain_stages"]
+__all__ = [
+    "LEARNABLE",
+    "Stage",
+    "annealed_stages",
+    "held_stages",
+    "plain_stages",
+    "searched_stages",
+]
 
 LEARNABLE = ("dynamics", "process_noise", "initial", "observations")
 
@@ -26,6 +33,9 @@ class Stage:
             the earlier stage with the best evidence.
         learn: Groups of parameters that are updated: any of ``"dynamics"``, ``"process_noise"``,
             ``"initial"``, ``"observations"``.
+        accelerated: Whether the latent path is found anew first, and steps are extrapolated from
+            the last ones (with a plain step where that is not better). It needs a free process
+            noise: what held noise is for is to keep EM from the nearest optimum.
     """
 
     name: str
@@ -34,6 +44,7 @@ class Stage:
     process_noise: float | None = None
     begin: Literal["last", "best"] = "last"
     learn: tuple[str, ...] = field(default=LEARNABLE)
+    accelerated: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "learn", tuple(self.learn))
@@ -52,11 +63,28 @@ class Stage:
             raise PlssmError(
                 f"Stage {self.name!r}: process_noise is {self.process_noise}, wanted > 0."
             )
+        if self.process_noise is not None and self.accelerated:
+            raise PlssmError(
+                f"Stage {self.name!r}: accelerated is True, and process_noise is held; leave one "
+                "of the two out."
+            )
 
 
 def plain_stages(iterations: int) -> tuple[Stage, ...]:
     """Everything is learned from the first iteration on."""
     return (Stage("em", iterations),)
+
+
+def searched_stages(iterations: int) -> tuple[Stage, ...]:
+    """For starts that were searched for: after the linear system everything is free at once.
+
+    Args:
+        iterations: EM iterations of the piecewise-linear model; the linear one has 50 of its own.
+    """
+    return (
+        Stage("linear", 50, dynamics="linear", accelerated=True),
+        Stage("free", iterations, accelerated=True),
+    )
 
 
 def annealed_stages(iterations: int) -> tuple[Stage, ...]:

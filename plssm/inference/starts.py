@@ -9,15 +9,18 @@ import torch
 
 from plssm.data import Batch
 from plssm.dynamics.linear import LinearDynamics
+from plssm.inference.batch_windows import BatchWindow
 from plssm.inference.laplace import laplace_posterior
 from plssm.model import StateSpaceModel
 from plssm.posterior import GaussianChain
 
 __all__ = [
     "StartPath",
+    "components_of",
     "memory",
     "observed_path",
     "predictable_path",
+    "stand_ins",
     "state_dim",
     "state_path",
     "turn",
@@ -49,12 +52,25 @@ def state_path(model: StateSpaceModel, batch: Batch, dim: int) -> StartPath:
     Returns:
         The path, taken as known.
     """
-    signals, inside = _signals(model, batch)
-    lags = min(-(-dim // signals.shape[-1]), MAX_LAG_BLOCKS, batch.steps)
+    return StartPath.certain(components_of(*stand_ins(model, batch), dim), batch)
+
+
+def components_of(signals: np.ndarray, inside: np.ndarray, dim: int) -> np.ndarray:
+    """Principal components of unit variance, of delays too where there are too few signals.
+
+    Args:
+        signals: ``[B, T, N]``.
+        inside: Which steps exist, bool ``[B, T]``.
+        dim: Number of components.
+
+    Returns:
+        ``[B, T, dim]``, zeros beyond a trial's end.
+    """
+    lags = min(-(-dim // signals.shape[-1]), MAX_LAG_BLOCKS, signals.shape[1])
     embedded = _delay_embed(signals, 3 * lags if lags > 1 else 1)
     scores = _components(embedded, inside, dim)
     scores[~inside] = 0.0
-    return StartPath.certain(np.ascontiguousarray(scores), batch)
+    return np.ascontiguousarray(scores)
 
 
 def predictable_path(model: StateSpaceModel, batch: Batch, dim: int) -> StartPath:
@@ -80,7 +96,7 @@ def predictable_path(model: StateSpaceModel, batch: Batch, dim: int) -> StartPat
         Van Overschee & De Moor (1996), Subspace identification for linear systems, Kluwer,
         doi:10.1007/978-1-4613-0465-4.
     """
-    signals, inside = _signals(model, batch)
+    signals, inside = stand_ins(model, batch)
     flat = signals[inside]
     axes = np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2]
     signals = (signals - flat.mean(0)) @ axes[: 3 * dim].T
@@ -108,7 +124,7 @@ def _whitened(x: np.ndarray) -> np.ndarray:
     return x @ (vectors / np.sqrt(values))
 
 
-def _signals(model: StateSpaceModel, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+def stand_ins(model: StateSpaceModel, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """Standardised stand-ins of all modalities ``[B, T, N]``, and which steps exist."""
     columns = [
         _on_latent_clock(observation.start_signal(batch.modalities[name]), batch, name)
@@ -143,6 +159,16 @@ class StartPath:
         return cls(
             posterior.arrays()[0], posterior.lagged(max(memory(model, batch), 1)), batch.length
         )
+
+    def within(self, window: BatchWindow) -> StartPath:
+        """The path of some windows."""
+        steps = np.arange(window.batch.steps)
+        at = np.minimum(window.start.numpy()[:, None] + steps, self.mean.shape[1] - 1)
+        row = window.row.numpy()[:, None]
+        inside = window.batch.time_mask.numpy()
+        mean = np.where(inside[..., None], self.mean[row, at], 0.0)
+        lags = np.where(inside[..., None, None, None], self.lags[row, at], 0.0)
+        return StartPath(mean, lags, window.batch.length)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean, covariance and cross-covariance, as a GaussianChain gives them."""

@@ -217,17 +217,17 @@ def test_a_rectified_readout_is_fitted_without_breaking_down():
     assert said <= {"stationary", "stalled", "max_solves"}
 
 
-@pytest.mark.parametrize("last", [3, 60, 80])
-def test_an_interrupted_fit_keeps_the_best_so_far(monkeypatch, last):
+@pytest.mark.parametrize("stage", ["linear", "search", "free"])
+def test_an_interrupted_fit_keeps_the_best_so_far(monkeypatch, stage):
     """Ctrl-C in the linear stage raises; later it returns the best parameters with a warning."""
     from plssm.inference import em_run
 
     made, original = [], em_run.EMRun._record
 
-    def interrupting(self, *arguments):
-        original(self, *arguments)
-        made.append(1)
-        if len(made) == last:
+    def interrupting(self, now, *arguments):
+        original(self, now, *arguments)
+        made.append(now.name)
+        if made.count(stage) == 8:
             raise KeyboardInterrupt
 
     truth = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(4)})
@@ -235,15 +235,40 @@ def test_an_interrupted_fit_keeps_the_best_so_far(monkeypatch, last):
     monkeypatch.setattr(em_run.EMRun, "_record", interrupting)
     fresh = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(4)})
     engine = ps.inference.LaplaceEM(seed=0, iterations=60, tolerance=0.0)
-    if last == 3:
+    if stage == "linear":
         with pytest.raises(KeyboardInterrupt):
             engine.fit(fresh, data, progress=False)
         return
     with pytest.warns(RuntimeWarning, match="interrupted"):
         fit = engine.fit(fresh, data, progress=False)
     reached = fit.history.query("stage != 'linear'")["evidence"]
-    assert len(fit.history) == last
+    assert set(fit.history["stage"]) == {"linear", "search", stage}
+    assert len(fit.history) <= len(made)
     assert float(fit.posterior(data).log_evidence.sum()) > reached.max() - 1.0
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_an_interruption_right_after_the_search_keeps_its_winner(monkeypatch, long):
+    from plssm.inference import em_run, start_search
+
+    if long:
+        monkeypatch.setattr(start_search, "ENOUGH", 150)
+    truth = hinged_truth()
+    data = truth.simulate(200, trials=2, seed=7)
+    fresh = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(5)})
+    original = em_run.EMRun._iterate
+
+    def stopped(self, stage):
+        if stage.name == "free":
+            raise KeyboardInterrupt
+        return original(self, stage)
+
+    monkeypatch.setattr(em_run.EMRun, "_iterate", stopped)
+    with pytest.warns(RuntimeWarning, match="interrupted"):
+        fit = LaplaceEM(seed=0).fit(fresh, data, progress=False)
+    y = data.values("x").reshape(-1, 5)
+    white = -0.5 * len(y) * (np.log(2 * np.pi * y.var(0)) + 1).sum()  # channels on their own
+    assert float(fit.posterior(data).log_evidence.sum()) > white + len(y)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1, 1), (1, 3, 2)])

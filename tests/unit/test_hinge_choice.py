@@ -8,7 +8,7 @@ import pytest
 import plssm as ps
 from plssm.inference import LaplaceEM, held_stages
 from plssm.inference.hinge_choice import _candidates, choose_hinges
-from plssm.inference.hinge_placement import best_placement
+from plssm.inference.hinge_placement import lifted
 from plssm.inference.starts import StartPath
 
 
@@ -62,8 +62,7 @@ def test_chosen_hinges_predict_better_than_random_ones():
     path = np.stack([now, following], axis=1)
     state = StartPath(path, np.zeros((len(now), 2, 2, 2, 2)), np.full(len(now), 2))
     inside = np.ones(path.shape[:2], dtype=bool)
-    lifted = best_placement(state, inside, 6, seed=0, candidates=1, score=lambda path: 0.0)
-    z = lifted.mean[:, 0]
+    z = lifted(state, inside, 6, seed=0).mean[:, 0]
     own = np.column_stack([np.ones(len(now)), now, np.maximum(z[:, :2], 0.0)])
     pool, at = _candidates(now, 400, np.random.default_rng(7))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -73,6 +74,20 @@ def test_summaries_are_those_of_the_values():
     assert math.isnan(row["estimate"])
     assert "first_bias" in repr(found)
     assert found.method == "models"
+
+
+def test_a_basic_interval_has_the_draws_distances_on_the_other_side():
+    draws = np.random.default_rng(0).chisquare(3, size=41)
+    found = uncertainty([bistable(shift=x) for x in draws], first_bias)
+    found = replace(found, estimate=2.0)
+    errors = np.sort(found.values - 2.0)  # as if of the estimate about the truth
+    low, high = found.interval(0.8, kind="basic")
+    tails = np.quantile(errors, (0.1, 0.9), method="averaged_inverted_cdf")
+    assert (2.0 - high, 2.0 - low) == pytest.approx(tuple(tails))
+    with pytest.raises(PlssmError, match="percentile"):
+        found.interval(0.8, kind="bca")
+    with pytest.raises(PlssmError, match="at the estimate"):
+        replace(found, estimate=None).interval(0.8, kind="basic")
 
 
 def test_weights_count_as_repetitions(fitted):
