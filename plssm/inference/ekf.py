@@ -17,6 +17,7 @@ from plssm.inference.base import Engine, Run, all_restarts, working_copy
 from plssm.inference.checkpoint import identity
 from plssm.inference.filtered_states import STARTS
 from plssm.inference.innovation_training import InnovationTraining, refuse_short
+from plssm.inference.kept_dynamics import SELECT
 from plssm.inference.modality_weights import temper
 from plssm.inference.objectives import Innovation, Objective
 from plssm.inference.parts import make_part, part_settings
@@ -29,6 +30,8 @@ from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
 
 __all__ = ["EKF"]
+
+MEASURES = ("auto", "filter", "path")
 
 
 @dataclass
@@ -54,8 +57,9 @@ class EKF(Engine):
         warmup: Steps before them that are filtered, but not scored.
         batch_size: Windows of an update; None takes as many as have about 2000 scored steps.
         state: Where a window within a trial starts: "filtered": in the state that the filter had
-            there when it last went by; "data": anywhere (mean and covariance of all states), so
-            that the warm-up must find it.
+            there when it last went by; "observed": where the observations before it say, under
+            the read-outs and a process without dynamics that has the moments of the states;
+            "data": anywhere (mean and covariance of all states), so that the warm-up must find it.
         learning_rate: At the start and at the end (exponential decay, RAdam).
         ridge: Precision of a zero-mean Gaussian prior on the weights of the hinges, of maps that
             are regressions.
@@ -63,6 +67,16 @@ class EKF(Engine):
             can escape.
         clip: Largest norm of a gradient.
         checks: How many times the likelihood of all data is measured.
+        measure: The likelihood by which states and restarts are compared: "filter": the one that
+            training raises; "path": Laplace's method for whole paths (as LaplaceEM has it; maps
+            made of hinges, innovations only); "auto": the latter where observations are not all
+            Gaussian, whose errors of single updates training can exploit.
+        select: What a state must have, at a check, to be kept: "likelihood": a better likelihood
+            than all before; "free_runs": noise-free runs of the map that are not worse than those
+            of the start, too (divergence and spectral distance from the filtered states together
+            at most 1.25 times as large, and .05); "auto": the latter where a known map is trained
+            on by innovations (``start="auto"``) along recordings of 1000 steps or more without
+            inputs, and its free runs do not come to rest, so that no attractor is lost.
         patience: Checks without improvement after which training ends; 0 never ends early.
         restarts: Number of trainings from different start values; the best likelihood wins.
         start: ``"auto"`` starts fresh parts from the data and keeps known ones (a fit by any other
@@ -73,6 +87,14 @@ class EKF(Engine):
 
     References:
         Herz, Pals, Durstewitz and Koppe 2026, arXiv:2605.31547.
+
+    Example:
+        >>> import plssm as ps
+        >>> model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(3)})
+        >>> data = model.simulate(50, seed=0)
+        >>> fit = ps.inference.EKF(steps=4, checks=2, start="model").fit(model, data)
+        >>> fit.history["step"].tolist(), fit.posterior(data).evidence_kind
+        ([0, 2, 4], 'ekf')
     """
 
     objective: Objective = field(default_factory=Innovation)
@@ -86,6 +108,8 @@ class EKF(Engine):
     bounded: bool = True
     clip: float = 10.0
     checks: int = 25
+    measure: str = "auto"
+    select: str = "auto"
     patience: int = 0
     restarts: int = 1
     start: str = "auto"
@@ -99,7 +123,11 @@ class EKF(Engine):
         self.training()
         wanted = f"EKF: objective is {self.objective!r}, wanted Innovation() or OpenLoop()."
         self.objective = make_part(self.objective, Objective, wanted)
-        for name, choices in (("start", ("auto", "data", "model")), ("state", STARTS)):
+        known = {
+            "start": ("auto", "data", "model"), "state": STARTS, "select": SELECT,
+            "measure": MEASURES,
+        }  # fmt: skip
+        for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise PlssmError(
                     f"EKF: {name} is {getattr(self, name)!r}, wanted one of {choices}."
@@ -157,7 +185,7 @@ class EKF(Engine):
         validation: Dataset | None,
         progress: bool | None,
     ) -> list[Run]:
-        """All restarts; they are compared by the likelihood of the filter."""
+        """All restarts; they are compared as states are (``measure``)."""
         whole = working_copy(model)
         temper(whole, data, self.modality_weights)
         check = None if validation is None else validation.batch()
@@ -180,9 +208,11 @@ class EKF(Engine):
         begun = started_model(
             whole, data, start=self.start, seed=seed, iterations=self.start_iterations
         )
+        known = self.start == "auto" and whole.dynamics.initialised
         problem = InnovationTraining(
-            self, begun, batch, batch if check is None else check, rough_path(begun, data)
-        )
+            self, begun, batch, batch if check is None else check, rough_path(begun, data),
+            known=known,
+        )  # fmt: skip
         if not list(problem.parameters()):
             return Run(restart, math.nan, begun, pd.DataFrame({"restart": [restart]}))
         trainer = Trainer(problem, self.training(), seed=seed, identity=told)

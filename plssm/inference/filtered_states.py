@@ -13,12 +13,14 @@ from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.filter_form import filter_form
 from plssm.inference.filtering import filter_batch
 from plssm.inference.innovations import Innovations, innovations
+from plssm.inference.observed_starts import observed_starts, spread_of
 from plssm.inference.state_smoother import joined_states
+from plssm.kernels.innovation_filter import FilterPass
 from plssm.model import StateSpaceModel
 
 __all__ = ["FilteredStates"]
 
-STARTS = ("filtered", "data")
+STARTS = ("filtered", "observed", "data")
 
 
 class FilteredStates:
@@ -28,8 +30,9 @@ class FilteredStates:
         model: The model.
         batch: The trials.
         start: First states of windows within a trial: "filtered" takes what the filter knew there
-            when it last went by (in an earlier window or a pass through the trial), "data" only
-            mean and covariance of all states, so that the window's own data must find it.
+            when it last went by (in an earlier window or a pass through the trial), "observed"
+            what the observations before say without the map (see :func:`observed_starts`), "data"
+            only mean and covariance of all states, so that the window's own data must find it.
     """
 
     def __init__(self, model: StateSpaceModel, batch: Batch, *, start: str = "filtered") -> None:
@@ -39,6 +42,8 @@ class FilteredStates:
         self.point = torch.zeros(shape, dtype=torch.float64)
         self.before = torch.zeros(shape, dtype=torch.float64)
         self.covariance = torch.eye(shape[2], dtype=torch.float64)
+        if start == "observed":
+            self.covariance = self.covariance.expand(*shape, shape[2])
         self._quadratic = all(o.quadratic for o in model.observations.values())
         self._begun = self._quadratic
 
@@ -62,12 +67,23 @@ class FilteredStates:
             later = inside[:, 1:] if self.batch.steps > 1 else inside
             seen = run.predicted_covariance[:, -later.shape[1] :][later]
             self.covariance = seen.mean(0) if len(seen) else self.covariance
-            if self.start == "data":
-                states = run.filtered_mean[inside]
-                self.before = states.mean(0).expand_as(self.before)
-                away = states - states.mean(0)
-                self.covariance = self.covariance + away.T @ away / len(states)
+            self._spread(model, run)
         return found
+
+    def _spread(self, model: StateSpaceModel, run: FilterPass) -> None:
+        """First states that do not rest on what the filter knew."""
+        inside, mean = self.batch.time_mask, run.filtered_mean
+        if self.start == "observed":
+            own = run.filtered_covariance[..., : model.dim, : model.dim]
+            spread = spread_of(mean[..., : model.dim], own, inside)
+            self.before, self.covariance = observed_starts(
+                model, self.batch, self.joined, spread, point=self.point
+            )
+        elif self.start == "data":
+            states = mean[inside]
+            self.before = states.mean(0).expand_as(self.before)
+            away = states - states.mean(0)
+            self.covariance = self.covariance + away.T @ away / len(states)
 
     def _guarded(self, model: StateSpaceModel) -> Tensor:
         """Filtered joined states by a filter whose updates never go downhill [B, T, D]."""
@@ -94,7 +110,9 @@ class FilteredStates:
 
     def first(self, window: BatchWindow) -> tuple[Tensor, Tensor, Tensor]:
         """First states of windows, before their data: mean, covariance, where they are known."""
-        return self.before[window.row, window.start], self.covariance, window.start > 0
+        at, covariance = (window.row, window.start), self.covariance
+        covariance = covariance[at] if self.start == "observed" else covariance
+        return self.before[at], covariance, window.start > 0
 
     def points(self, window: BatchWindow) -> Tensor:
         """Where to expand a window's terms first [B, T, D]."""

@@ -6,16 +6,19 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from plssm.data import Batch
-from plssm.dynamics import OneLayerDynamics
+from plssm.dynamics import OneLayerDynamics, PiecewiseLinear
 from plssm.errors import DataError
 from plssm.inference.batch_windows import BatchWindow, BatchWindows
 from plssm.inference.filter_form import filter_form
 from plssm.inference.filtered_states import FilteredStates
 from plssm.inference.innovations import GIVEN_UP, innovations
+from plssm.inference.kept_dynamics import KeptDynamics
+from plssm.inference.laplace import laplace_posterior
 from plssm.inference.model_coordinates import ModelCoordinates
 from plssm.inference.objectives import WindowSteps
 from plssm.inference.trainer import Problem
@@ -40,11 +43,13 @@ class InnovationTraining(Problem):
         batch: Training trials.
         check: Trials on which the objective is measured.
         path: A rough path [B, T, M], of which the units of the regressions come.
+        known: Whether the map is known and trained on.
     """
 
     def __init__(
-        self, engine: EKF, model: StateSpaceModel, batch: Batch, check: Batch, path: Tensor
-    ) -> None:
+        self, engine: EKF, model: StateSpaceModel, batch: Batch, check: Batch, path: Tensor, *,
+        known: bool = False,
+    ) -> None:  # fmt: skip
         self.engine, self.model = engine, model
         self.objective = engine.objective
         history = max(_history(o, batch.dt) for o in model.observations.values())
@@ -58,6 +63,15 @@ class InnovationTraining(Problem):
         self.check_windows = self.windows if same else _Windows(check, self.part)
         self.count = engine.batch_size or max(STEPS // min(self.part.scored, batch.steps), 1)
         self.total = int(batch.length.sum())
+        known = known and self.part.closed
+        self.kept = KeptDynamics(model, check, known=known, select=engine.select)
+        quadratic = all(o.quadratic for o in model.observations.values())
+        smooth = not isinstance(model.dynamics, PiecewiseLinear)
+        self.by_path = (
+            self.part.closed
+            and not smooth
+            and (engine.measure == "path" or (engine.measure == "auto" and not quadratic))
+        )
         self.unsettled = 0
         self._penalised = bool(model.dynamics.penalty().requires_grad)
 
@@ -106,7 +120,10 @@ class InnovationTraining(Problem):
 
     @torch.no_grad()
     def measures(self) -> dict[str, float]:
-        """The log-likelihood of the filter per step, and the objective where it is another."""
+        """The log-likelihood of the filter per step, what else is measured, and free runs.
+
+        The score is infinite where free runs are worse than those of the start.
+        """
         found = self.checked.refresh(self.model)
         if self.checked is not self.states:
             self.states.refresh(self.model)
@@ -115,6 +132,9 @@ class InnovationTraining(Problem):
         measures = {"score": -value, "log_likelihood": value}
         if not all(o.quadratic for o in self.model.observations.values()):
             measures["unsettled"], self.unsettled = self.unsettled, 0
+        if self.by_path:
+            measures["path_evidence"] = self._path_evidence()
+            measures["score"] = -measures["path_evidence"]
         if not self.part.closed:
             generator = torch.Generator().manual_seed(0)
             window = self.check_windows.draw(CHECKED, generator)
@@ -123,8 +143,17 @@ class InnovationTraining(Problem):
             measures["score"] = -measures["objective"]
         if self.head is not None:
             measures["spread"] = float(self.head.exp().mean())
-        good = math.isfinite(measures["score"])
+        free = self.kept.measures(self.model, self.checked)
+        measures |= free
+        good = math.isfinite(measures["score"]) and free.get("kept", True)
         return measures | {"score": measures["score"] if good else math.inf}
+
+    def _path_evidence(self) -> float:
+        """Log evidence per step by Laplace's method for whole paths, from the filtered ones."""
+        batch, point = self.checked.batch, self.checked.point[..., : self.model.dim]
+        start = np.ascontiguousarray(torch.nan_to_num(point).numpy())
+        found = laplace_posterior(self.model, batch, start=start).posterior.log_evidence
+        return float(found.sum()) / int(batch.length.sum())
 
     def went_back(self) -> None:
         """The filtered states are those of parameters that are gone."""
@@ -132,13 +161,15 @@ class InnovationTraining(Problem):
             self.states.refresh(self.model)
 
     def state(self) -> dict[str, float | Tensor]:
-        """The filtered states that windows start in."""
+        """The filtered states that windows start in, and what free runs are compared with."""
         held = {f"train.{k}": v for k, v in self.states.state().items()}
+        held |= {f"kept.{k}": v for k, v in self.kept.state().items()}
         return held | {f"check.{k}": v for k, v in self.checked.state().items()}
 
     def restore(self, state: dict[str, float | Tensor]) -> None:
         """Takes back what `state` returned."""
-        for part, name in ((self.states, "train."), (self.checked, "check.")):
+        parts = ((self.states, "train."), (self.checked, "check."), (self.kept, "kept."))
+        for part, name in parts:
             part.restore({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
 
     def project(self) -> None:

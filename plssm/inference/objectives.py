@@ -73,6 +73,13 @@ class Innovation(Objective):
 
     References:
         Herz, Pals, Durstewitz and Koppe 2026, arXiv:2605.31547.
+
+    Example:
+        >>> from plssm.inference import EKF, Innovation
+        >>> EKF().objective == Innovation()
+        True
+        >>> Innovation().steps(window=100, warmup=20)  # 20 steps find the state
+        WindowSteps(before=20, scored=100, closed=True)
     """
 
     def steps(self, window: int, warmup: int) -> WindowSteps:
@@ -104,6 +111,12 @@ class OpenLoop(Objective):
         spread: "propagated": the covariance that the Jacobians carry along; "free": standard
             deviations of their own for every channel and horizon (a heteroscedastic head), for
             Gaussian channels. The model's process noise learns nothing from the latter.
+
+    Example:
+        >>> from plssm.inference import EKF, OpenLoop
+        >>> engine = EKF(objective=OpenLoop(horizon=8, score="crps"))
+        >>> engine.objective.steps(window=100, warmup=20)  # no data change the scored steps
+        WindowSteps(before=20, scored=8, closed=False)
     """
 
     horizon: int = 20
