@@ -47,20 +47,33 @@ def mean_nis(model: StateSpaceModel, filtered: Posterior, data: Dataset) -> floa
         raise CapabilityError(f"a {type(filtered).__name__} has no one-step predictions")
     total, count = 0.0, 0
     for b, trial in enumerate(data.trials):
-        made = mean[b], filtered.predicted_covariance[b].numpy()
-        rows = [_rows(model.observations[n], trial, n, made[0], data.dt) for n in names]
-        for t in range(trial.length):
-            at = [[x[steps == t] for x in parts] for steps, *parts in rows]
-            off, slope, noise = (
-                np.concatenate([x.reshape(-1, *x.shape[2:]) for x in part]) for part in zip(*at)
-            )
-            seen = np.isfinite(off)
-            if seen.any():
-                off, slope, noise = off[seen], slope[seen], noise[seen]
-                spread = slope @ made[1][t] @ slope.T + np.diag(noise)
-                total += float(off @ np.linalg.solve(spread, off))
-                count += len(off)
+        made = mean[b][: trial.length], filtered.predicted_covariance[b][: trial.length].numpy()
+        parts = [
+            _by_step(trial.length, *_rows(model.observations[n], trial, n, made[0], data.dt))
+            for n in names
+        ]
+        off, slope, noise = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        seen = np.isfinite(off)
+        off, noise = np.where(seen, off, 0.0), np.where(seen, noise, 1.0)  # nothing seen adds 0
+        slope = np.where(seen[..., None], slope, 0.0)
+        spread = slope @ made[1] @ slope.swapaxes(1, 2) + noise[:, :, None] * np.eye(off.shape[1])
+        total += float((off * np.linalg.solve(spread, off[..., None])[..., 0]).sum())
+        count += int(seen.sum())
     return total / count if count else float("nan")
+
+
+def _by_step(
+    length: int, steps: np.ndarray, off: np.ndarray, slope: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Samples of a modality in rows of their steps [T, K, ...], as many as a step has at most."""
+    turn = np.arange(len(steps)) - np.searchsorted(steps, steps)  # samples of a step before this
+    most, n = int(turn.max(initial=0)) + 1, off.shape[1]
+    made = []
+    for x, empty in ((off, np.nan), (slope, 0.0), (noise, 1.0)):
+        rows = np.full((length, most, *x.shape[1:]), empty)
+        rows[steps, turn] = x
+        made.append(rows.reshape(length, most * n, *x.shape[2:]))
+    return tuple(made)
 
 
 def _rows(

@@ -18,6 +18,7 @@ from plssm.fit import Fit
 from plssm.metrics import power_spectrum_distance, state_space_divergence
 from plssm.metrics.baselines import Baseline
 from plssm.metrics.measure import Measure
+from plssm.model import StateSpaceModel
 from plssm.posterior import Posterior
 from plssm.scoring.forecasts import score_forecasts
 from plssm.scoring.yardsticks import coverage_name
@@ -127,6 +128,16 @@ class Subject:
         """Smoothed posterior by the fit's own engine."""
         return self.fit.posterior(self.terms.data)
 
+    @cached_property
+    def filtered(self) -> Posterior:
+        """Causal posterior by the fit's own engine."""
+        return self.fit.posterior(self.terms.data, causal=True)
+
+    def _infer(self, model: StateSpaceModel, data: Dataset, *, causal: bool = False) -> Posterior:
+        """Posterior of some of the trials; that of all of them is worked out once."""
+        whole = causal and model is self.fit.model and data.trials == self.terms.data.trials
+        return self.filtered if whole else self.fit.posterior(data, causal=causal)
+
     def own_evidence(self) -> dict[str, Any]:
         """What the fit's own engine says of the data."""
         posterior = self.posterior
@@ -148,7 +159,7 @@ class Subject:
         terms, fit = self.terms, self.fit
         scores = score_forecasts(
             fit.model,
-            lambda model, data, **options: fit.posterior(data, **options),
+            self._infer,
             terms.data,
             steps=terms.steps,
             baselines=terms.baselines,
@@ -173,8 +184,7 @@ class Subject:
 
     def nis(self) -> dict[str, float]:
         """Normalised innovation squared per entry."""
-        filtered = self.fit.posterior(self.terms.data, causal=True)
-        return {"nis": mean_nis(self.fit.model, filtered, self.terms.data)}
+        return {"nis": mean_nis(self.fit.model, self.filtered, self.terms.data)}
 
     @cached_property
     def runs(self) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:

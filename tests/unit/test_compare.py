@@ -145,6 +145,18 @@ def test_forecasts_are_those_of_fit_score(table, data):
     assert table.loc["wrong", "coverage_95"] == scores.loc["x", "coverage_95"]
 
 
+def test_the_data_are_smoothed_and_filtered_once(data, stand_in, monkeypatch):
+    asked, posterior = [], ps.Fit.posterior
+
+    def counted(fit, *args, causal=False, **options):
+        asked.append(causal)
+        return posterior(fit, *args, causal=causal, **options)
+
+    monkeypatch.setattr(ps.Fit, "posterior", counted)
+    ps.compare({"start": ps.Fit(linear())}, data.select(trials=[0, 1]))
+    assert sorted(asked) == [False, True]
+
+
 def test_the_exponent_of_a_linear_map_is_per_second(table):
     wanted = np.log(np.abs(np.linalg.eigvals(A)).max()) / DT
     assert table.loc["true", "lyapunov_max"] == pytest.approx(wanted)
@@ -396,3 +408,23 @@ def test_the_name_is_the_function_whatever_was_imported_before():
 def test_the_bar_is_shown_on_request(data, stand_in, capsys):
     ps.compare({"[b]a": ps.Fit(linear())}, data.select(trials=[0, 1]), steps=(1,), progress=True)
     assert "compare" in capsys.readouterr().err
+
+
+def test_innovations_of_several_samples_in_a_step_are_one_vector():
+    model = linear()
+    seconds = np.array([0.1, 0.2, 1.9, 2.1, 4.0, 4.3, 4.45])  # steps 0, 0, 2, 2, 4, 4, 4
+    values = np.random.default_rng(4).standard_normal((7, 3))
+    values[3, 1] = np.nan
+    data = ps.Dataset.from_arrays({"x": values}, dt=1.0, times={"x": seconds})
+    filtered = smoothers.smooth(model, data, causal=True)
+    steps = data.trials[0].steps("x")
+    total = 0.0
+    for t in np.unique(steps):
+        m, P = filtered.predicted_mean[0, t].numpy(), filtered.predicted_covariance[0, t].numpy()
+        y = values[steps == t]
+        v, H = (y - B @ m).ravel(), np.tile(B, (len(y), 1))
+        seen = np.isfinite(v)
+        S = H @ P @ H.T + 0.2 * np.eye(len(v))
+        total += v[seen] @ np.linalg.inv(S[np.ix_(seen, seen)]) @ v[seen]
+    assert len(np.unique(steps)) < 7
+    assert mean_nis(model, filtered, data) == pytest.approx(total / 20)
