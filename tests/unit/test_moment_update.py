@@ -146,7 +146,11 @@ def test_steps_without_data_change_nothing():
 @pytest.mark.parametrize("causal", [True, False])
 def test_predictors_that_see_nothing_leave_the_path_as_it_is(causal):
     blind = ps.observations.Poisson.from_parameters(np.zeros((3, 2)))
-    model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"n": blind})
+    known = {"A": [0.5, 0.8], "W": [[0.0, 0.4], [-0.3, 0.0]], "h": [0.6, -0.5]}
+    dynamics = ps.dynamics.PLRNN.from_parameters(  # away from kinks, where rounding decides
+        **known, process_noise=[0.1, 0.2], initial_mean=[0.7, -0.4]
+    )
+    model = ps.StateSpaceModel(dynamics, {"n": blind})
     data = model.simulate(5, trials=2, seed=0)
     got = ps.smooth(model, data, "ekf", causal, update="moments")
     plain = ps.smooth(model, data, "ekf", causal)
