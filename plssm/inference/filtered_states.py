@@ -10,17 +10,18 @@ from plssm.dynamics import PiecewiseLinear
 from plssm.inference.augmented_filter import run_filter
 from plssm.inference.batch_windows import BatchWindow
 from plssm.inference.chain_prior import ChainPrior
+from plssm.inference.encoder_starts import EncoderStarts
 from plssm.inference.filter_form import filter_form
 from plssm.inference.filtering import filter_batch
 from plssm.inference.innovations import Innovations, innovations
 from plssm.inference.observed_starts import observed_starts, spread_of
 from plssm.inference.state_smoother import joined_states
-from plssm.kernels.innovation_filter import FilterPass
 from plssm.model import StateSpaceModel
 
 __all__ = ["FilteredStates"]
 
-STARTS = ("filtered", "observed", "data")
+STARTS = ("filtered", "observed", "encoder", "data")
+BY_STEP = ("observed", "encoder")  # whose covariances differ from step to step
 
 
 class FilteredStates:
@@ -31,7 +32,8 @@ class FilteredStates:
         batch: The trials.
         start: First states of windows within a trial: "filtered" takes what the filter knew there
             when it last went by (in an earlier window or a pass through the trial), "observed"
-            what the observations before say without the map (see :func:`observed_starts`), "data"
+            what the observations before say without the map (see :func:`observed_starts`),
+            "encoder" what a network has learned to make of them (:class:`EncoderStarts`), "data"
             only mean and covariance of all states, so that the window's own data must find it.
     """
 
@@ -42,8 +44,11 @@ class FilteredStates:
         self.point = torch.zeros(shape, dtype=torch.float64)
         self.before = torch.zeros(shape, dtype=torch.float64)
         self.covariance = torch.eye(shape[2], dtype=torch.float64)
-        if start == "observed":
+        if start in BY_STEP:
             self.covariance = self.covariance.expand(*shape, shape[2])
+        self.encoder = None
+        if start == "encoder":
+            self.encoder = EncoderStarts(model, batch, self.joined.size)
         self._quadratic = all(o.quadratic for o in model.observations.values())
         self._begun = self._quadratic
 
@@ -67,18 +72,23 @@ class FilteredStates:
             later = inside[:, 1:] if self.batch.steps > 1 else inside
             seen = run.predicted_covariance[:, -later.shape[1] :][later]
             self.covariance = seen.mean(0) if len(seen) else self.covariance
-            self._spread(model, run)
+            self._spread(model, found)
         return found
 
-    def _spread(self, model: StateSpaceModel, run: FilterPass) -> None:
+    def _spread(self, model: StateSpaceModel, found: Innovations) -> None:
         """First states that do not rest on what the filter knew."""
-        inside, mean = self.batch.time_mask, run.filtered_mean
+        run, inside, mean = found.run, self.batch.time_mask, found.run.filtered_mean
         if self.start == "observed":
             own = run.filtered_covariance[..., : model.dim, : model.dim]
             spread = spread_of(mean[..., : model.dim], own, inside)
             self.before, self.covariance = observed_starts(
                 model, self.batch, self.joined, spread, point=self.point
             )
+        elif self.encoder is not None:
+            told = inside & (found.settled | ~found.settled.any())[:, None]
+            spread = spread_of(mean, run.filtered_covariance, told)
+            self.encoder.learn(found, spread)
+            self.before, self.covariance = self.encoder.starts(spread)
         elif self.start == "data":
             states = mean[inside]
             self.before = states.mean(0).expand_as(self.before)
@@ -98,12 +108,15 @@ class FilteredStates:
 
     def state(self) -> dict[str, Tensor]:
         """What resuming needs."""
-        return {"point": self.point, "before": self.before, "covariance": self.covariance}
+        own = {"point": self.point, "before": self.before, "covariance": self.covariance}
+        return own | ({} if self.encoder is None else self.encoder.state())
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes back what `state` returned."""
         self.point, self.before = state["point"], state["before"]
         self.covariance, self._begun = state["covariance"], True
+        if self.encoder is not None:
+            self.encoder.restore(state)
 
     def _inside(self) -> Tensor:
         return self.batch.time_mask[..., None]
@@ -111,7 +124,7 @@ class FilteredStates:
     def first(self, window: BatchWindow) -> tuple[Tensor, Tensor, Tensor]:
         """First states of windows, before their data: mean, covariance, where they are known."""
         at, covariance = (window.row, window.start), self.covariance
-        covariance = covariance[at] if self.start == "observed" else covariance
+        covariance = covariance[at] if self.start in BY_STEP else covariance
         return self.before[at], covariance, window.start > 0
 
     def points(self, window: BatchWindow) -> Tensor:

@@ -27,7 +27,8 @@ class Belief(NamedTuple):
     Attributes:
         mean: m [B, T, K].
         precision: Diagonal of the inverse of V [B, T, K], at least 1.
-        known: Steps with a sample of any modality, bool [B, T].
+        known: Steps with a sample of any modality (of a lasting encoder: with one within reach),
+            bool [B, T].
     """
 
     mean: Tensor
@@ -53,14 +54,16 @@ class TeacherEncoder(Configurable, nn.Module):
         {1 + \sum_m \lambda^{(m)}_t}, \frac1{1 + \sum_m \lambda^{(m)}_t} \Big)
 
     mu and lambda of a modality depend on its samples within 8 steps (of a causal encoder: on those
-    of this step and the 16 before it), and are nothing where it has no sample; the one is a unit
-    Gaussian, which is what remains where nothing is observed. A trial depends on no other.
+    of this step and the 16 before it), and are nothing where it has no sample (of a lasting one:
+    where none is within reach); the one is a unit Gaussian, which is what remains where nothing is
+    observed. A trial depends on no other.
 
     Args:
         sizes: For each modality channels, columns read of a sample, and covariates.
         states: Number K of states.
         hidden: Width of the networks; multiples of 16 are fast.
         causal: Whether later samples are not looked at.
+        lasting: Whether steps without a sample are told from those within reach.
         seed: Seed of their start values.
 
     Attributes:
@@ -73,12 +76,14 @@ class TeacherEncoder(Configurable, nn.Module):
 
     def __init__(
         self, sizes: Mapping[str, list[int]], states: int, *, hidden: int = 16,
-        causal: bool = False, seed: int = 0,
+        causal: bool = False, lasting: bool = False, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         if hidden < 1:
             raise PlssmError(f"TeacherEncoder: hidden is {hidden}, wanted >= 1.")
         self.reach = sum(width - 1 for width in WIDTHS) // (1 if causal else 2)
+        self.ahead = 0 if causal else self.reach
+        self.lasting = lasting
         self.states, shape = states, (states, hidden, causal)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -89,7 +94,7 @@ class TeacherEncoder(Configurable, nn.Module):
     @classmethod
     def for_model(
         cls, model: StateSpaceModel, batch: Batch, states: int, *, hidden: int = 16,
-        causal: bool = False, seed: int = 0,
+        causal: bool = False, lasting: bool = False, seed: int = 0,
     ) -> Self:  # fmt: skip
         """An encoder of the modalities of a model; samples are standardised by training data.
 
@@ -99,6 +104,7 @@ class TeacherEncoder(Configurable, nn.Module):
             states: Number K of states.
             hidden: See the class.
             causal: See the class.
+            lasting: See the class.
             seed: See the class.
         """
         found = _samples(model, batch, model.observations)
@@ -106,7 +112,8 @@ class TeacherEncoder(Configurable, nn.Module):
             name: [s.count.shape[-1], s.x.shape[-1], s.covariates.shape[-1]]
             for name, s in found.items()
         }
-        encoder = cls(sizes, states, hidden=hidden, causal=causal, seed=seed)
+        options = {"hidden": hidden, "causal": causal, "lasting": lasting, "seed": seed}
+        encoder = cls(sizes, states, **options)
         for name, samples in found.items():
             encoder.modalities[name].learn_scale(samples)
         return encoder
@@ -148,11 +155,18 @@ class TeacherEncoder(Configurable, nn.Module):
         shift = like.new_zeros(len(inside), self.states, inside.shape[1])
         precision, known = torch.ones_like(shift), torch.zeros_like(within)
         for name, x in features.items():
-            there = x[..., -1][:, None] * within
+            there = self._told(x[..., -1][:, None] * within) * within
             mean, own = self.modalities[name](x, within)
             own = own * there
             shift, precision, known = shift + own * mean, precision + own, known + there
         return Belief((shift / precision).mT, precision.mT, known[:, 0] > 0)
+
+    def _told(self, seen: Tensor) -> Tensor:
+        """Steps at which a modality is listened to, from those with a sample, 0 or 1 [B, 1, T]."""
+        if not self.lasting:
+            return seen
+        around = nn.functional.pad(seen, (self.reach, self.ahead))
+        return nn.functional.max_pool1d(around, self.reach + self.ahead + 1, stride=1)
 
 
 class _ModalityEncoder(nn.Module):

@@ -291,6 +291,26 @@ def test_how_far_an_encoder_looks(causal):
     assert moved == [t for t in range(first, 30 + encoder.reach + 1) if seen[t]]
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_lasting_encoder_tells_steps_within_reach_of_a_sample(causal):
+    """Others are a unit Gaussian."""
+    data, model = recording(lengths=(60,), missing=0.0), a_model()
+    batch = data.batch()
+    assert bool(batch.modalities["x"].mask[0, 30].any())
+    for m in batch.modalities.values():
+        steps = torch.arange(m.mask.shape[1])[None] if m.clock is None else m.clock
+        m.mask[steps != 30] = False
+    found = an_encoder(model, batch, causal=causal, lasting=True)(model, batch)
+    told = (found.precision != 1.0).any(-1)[0].nonzero()[:, 0].tolist()
+    reach = (0, 16) if causal else (8, 8)
+    assert told == list(range(30 - reach[0], 30 + reach[1] + 1))
+    assert found.known[0].nonzero()[:, 0].tolist() == told
+    assert not bool(found.mean[0, ~found.known[0]].any())
+    alone = an_encoder(model, batch, causal=causal)(model, batch)
+    torch.testing.assert_close(found.mean[0, 30], alone.mean[0, 30])
+    assert alone.known[0].nonzero()[:, 0].tolist() == [30]
+
+
 def test_what_is_missing_may_hold_anything():
     """Values under a mask change neither belief nor loss."""
     data = recording()
