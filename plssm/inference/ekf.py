@@ -18,6 +18,7 @@ from plssm.inference.checkpoint import identity
 from plssm.inference.filtered_states import STARTS
 from plssm.inference.innovation_training import InnovationTraining, refuse_short
 from plssm.inference.kept_dynamics import SELECT
+from plssm.inference.laplace import laplace_posterior
 from plssm.inference.modality_weights import temper
 from plssm.inference.objectives import Innovation, Objective
 from plssm.inference.parts import make_part, part_settings
@@ -45,20 +46,23 @@ class EKF(Engine):
     that model and noise ask for; covariances are carried by the map's own Jacobians, so that map,
     process and observation noise are learned together and stay consistent. Observations that are
     not Gaussian are filtered by Laplace updates of every step. Where the filter of a window does
-    not settle (ReLU read-outs at their kink, log-densities that are not concave), the window is
-    left out of the update; the history counts them as "unsettled".
+    not settle (ReLU read-outs at their kink, log-densities that are not concave), or is thrown so
+    far that rounding errors rule, the window is left out of the update; the history counts them
+    as "unsettled". Where none is left, training returns to its last good state.
 
     Args:
         seed: Seed of start values and windows.
         modality_weights: See :class:`Engine`.
         objective: :class:`Innovation`, or :class:`OpenLoop` for comparison.
-        steps: Number of updates.
+        steps: Number of updates. The first five gather the optimiser's moments and move nothing.
         window: Scored latent steps of a training window.
         warmup: Steps before them that are filtered, but not scored.
         batch_size: Windows of an update; None takes as many as have about 2000 scored steps.
         state: Where a window within a trial starts: "filtered": in the state that the filter had
             there when it last went by; "observed": where the observations before it say, under
             the read-outs and a process without dynamics that has the moments of the states;
+            "encoder": where a network says that has learned from the filter to read the last 17
+            steps of observations (:class:`EncoderStarts`);
             "data": anywhere (mean and covariance of all states), so that the warm-up must find it.
         learning_rate: At the start and at the end (exponential decay, RAdam).
         ridge: Precision of a zero-mean Gaussian prior on the weights of the hinges, of maps that
@@ -70,7 +74,8 @@ class EKF(Engine):
         measure: The likelihood by which states and restarts are compared: "filter": the one that
             training raises; "path": Laplace's method for whole paths (as LaplaceEM has it; maps
             made of hinges, innovations only); "auto": the latter where observations are not all
-            Gaussian, whose errors of single updates training can exploit.
+            Gaussian, whose errors of single updates training can exploit. Posteriors of smoothed
+            paths come by the same method.
         select: What a state must have, at a check, to be kept: "likelihood": a better likelihood
             than all before; "free_runs": noise-free runs of the map that are not worse than those
             of the start, too (divergence and spectral distance from the filtered states together
@@ -81,7 +86,8 @@ class EKF(Engine):
         restarts: Number of trainings from different start values; the best likelihood wins.
         start: ``"auto"`` starts fresh parts from the data and keeps known ones (a fit by any other
             engine); ``"data"`` and ``"model"`` force one of the two.
-        start_iterations: EM iterations that a fresh map with a closed-form M-step starts from.
+        start_iterations: EM iterations that a fresh map with a closed-form M-step starts from; of
+            more than 20,000 steps on a stretch of 5000, followed by two on all data.
         checkpoint: File an interrupted training goes on from (one restart only).
         checkpoint_seconds: Seconds between two writes of it, at least; they come with checks.
 
@@ -92,9 +98,9 @@ class EKF(Engine):
         >>> import plssm as ps
         >>> model = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(3)})
         >>> data = model.simulate(50, seed=0)
-        >>> fit = ps.inference.EKF(steps=4, checks=2, start="model").fit(model, data)
+        >>> fit = ps.inference.EKF(steps=8, checks=2, start="model").fit(model, data)
         >>> fit.history["step"].tolist(), fit.posterior(data).evidence_kind
-        ([0, 2, 4], 'ekf')
+        ([0, 4, 8], 'ekf')
     """
 
     objective: Objective = field(default_factory=Innovation)
@@ -113,7 +119,7 @@ class EKF(Engine):
     patience: int = 0
     restarts: int = 1
     start: str = "auto"
-    start_iterations: int = 20
+    start_iterations: int = 50
     checkpoint: str | None = None
     checkpoint_seconds: float = 20.0
 
@@ -144,8 +150,15 @@ class EKF(Engine):
         """Length and speed of the training."""
         return Training(
             self.steps, self.learning_rate, self.clip, self.checks, self.patience,
-            self.checkpoint, self.checkpoint_seconds,
+            self.checkpoint, self.checkpoint_seconds, raw_start=False,
         )  # fmt: skip
+
+    def by_path(self, model: StateSpaceModel) -> bool:
+        """Whether states are compared by Laplace's method for whole paths (``measure``)."""
+        quadratic = all(o.quadratic for o in model.observations.values())
+        wanted = self.measure == "path" or (self.measure == "auto" and not quadratic)
+        closed = self.objective.steps(self.window, self.warmup).closed
+        return wanted and closed and isinstance(model.dynamics, PiecewiseLinear)
 
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters as plain JSON-able values; the objective tells its class."""
@@ -170,9 +183,14 @@ class EKF(Engine):
     def infer(self, model: StateSpaceModel, data: Dataset, *, causal: bool = False) -> Posterior:
         """Posterior of the latent paths: extended Kalman smoothing, or filtering.
 
-        Its evidence is that of the filter, which training maximises.
+        Its evidence is that of the filter, which training maximises. Where training compares
+        states by whole paths (``measure``), these are inferred by Laplace's method.
         """
         self.check(model, data)
+        if not causal and self.by_path(model):
+            found = laplace_posterior(working_copy(model), data.batch())
+            if not found.failed:
+                return found.posterior
         if causal and isinstance(model.dynamics, PiecewiseLinear):
             return smooth(model, data, causal=True)
         infer = filtered_posterior if causal else filter_posterior

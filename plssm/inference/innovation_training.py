@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plssm.data import Batch
-from plssm.dynamics import OneLayerDynamics, PiecewiseLinear
+from plssm.dynamics import OneLayerDynamics
 from plssm.errors import DataError
 from plssm.inference.batch_windows import BatchWindow, BatchWindows
 from plssm.inference.filter_form import filter_form
@@ -58,20 +58,15 @@ class InnovationTraining(Problem):
         self.head = self.objective.head(model)
         self.states = FilteredStates(model, batch, start=engine.state)
         same = check is batch
-        self.checked = self.states if same else FilteredStates(model, check, start=engine.state)
+        start = "filtered" if self.part.closed else engine.state  # whole trials are checked
+        self.checked = self.states if same else FilteredStates(model, check, start=start)
         self.windows = _Windows(batch, self.part)
         self.check_windows = self.windows if same else _Windows(check, self.part)
         self.count = engine.batch_size or max(STEPS // min(self.part.scored, batch.steps), 1)
         self.total = int(batch.length.sum())
         known = known and self.part.closed
         self.kept = KeptDynamics(model, check, known=known, select=engine.select)
-        quadratic = all(o.quadratic for o in model.observations.values())
-        smooth = not isinstance(model.dynamics, PiecewiseLinear)
-        self.by_path = (
-            self.part.closed
-            and not smooth
-            and (engine.measure == "path" or (engine.measure == "auto" and not quadratic))
-        )
+        self.by_path = engine.by_path(model)
         self.unsettled = 0
         self._penalised = bool(model.dynamics.penalty().requires_grad)
 
@@ -116,6 +111,8 @@ class InnovationTraining(Problem):
         weight = window.weight * settled[:, None]
         each = torch.where(weight > 0, each, 0.0)
         self.unsettled += int((~settled).sum())
+        if not bool(found.moved.isfinite().any()):  # there is nothing to learn from
+            return (each * math.nan).sum()
         return (each * weight).sum() / weight.sum().clamp_min(1.0)
 
     @torch.no_grad()
@@ -130,8 +127,7 @@ class InnovationTraining(Problem):
         value = float(found.increment.sum()) / int(self.checked.batch.length.sum())
         value = value if bool(found.settled.all()) else math.nan
         measures = {"score": -value, "log_likelihood": value}
-        if not all(o.quadratic for o in self.model.observations.values()):
-            measures["unsettled"], self.unsettled = self.unsettled, 0
+        measures["unsettled"] = self.unsettled
         if self.by_path:
             measures["path_evidence"] = self._path_evidence()
             measures["score"] = -measures["path_evidence"]
@@ -145,6 +141,7 @@ class InnovationTraining(Problem):
             measures["spread"] = float(self.head.exp().mean())
         free = self.kept.measures(self.model, self.checked)
         measures |= free
+        self.unsettled = 0
         good = math.isfinite(measures["score"]) and free.get("kept", True)
         return measures | {"score": measures["score"] if good else math.inf}
 
@@ -164,10 +161,12 @@ class InnovationTraining(Problem):
         """The filtered states that windows start in, and what free runs are compared with."""
         held = {f"train.{k}": v for k, v in self.states.state().items()}
         held |= {f"kept.{k}": v for k, v in self.kept.state().items()}
-        return held | {f"check.{k}": v for k, v in self.checked.state().items()}
+        held |= {f"check.{k}": v for k, v in self.checked.state().items()}
+        return held | {"unsettled": float(self.unsettled)}
 
     def restore(self, state: dict[str, float | Tensor]) -> None:
         """Takes back what `state` returned."""
+        self.unsettled = int(state["unsettled"])
         parts = ((self.states, "train."), (self.checked, "check."), (self.kept, "kept."))
         for part, name in parts:
             part.restore({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})

@@ -18,6 +18,7 @@ __all__ = ["GIVEN_UP", "SETTLED", "Innovations", "innovations"]
 
 SETTLED = 1e-7  # largest move of the filtered path between two sweeps, in filtered sd
 LARGEST = 1e12  # variance of a prediction that says nothing any more
+LOST = 1e-3  # rounding error of a log-density, in nats, beyond which it says nothing
 GIVEN_UP = 1e-3  # move beyond which an expansion says nothing about the filter's evidence
 
 
@@ -29,7 +30,8 @@ class Innovations(NamedTuple):
         run: The filter's moments.
         terms: The data's terms, expanded around the filtered states.
         moved: How far each trial's filtered path still moved in the last sweep [B], in filtered
-            sd; infinite where it is not finite.
+            sd; infinite where it is not finite, or so far away that rounding errors rule the
+            increments.
     """
 
     increment: Tensor
@@ -76,8 +78,9 @@ def innovations(
     """
     shape = (len(batch), batch.steps, states.size)
     dtype = form.first_mean.dtype
-    z = torch.zeros(shape, dtype=dtype) if point is None else point
     quadratic = all(o.quadratic for o in model.observations.values())
+    z = torch.zeros(shape, dtype=dtype)  # quadratic terms are the same around any point
+    z = z if point is None or quadratic else point
     moved = torch.full((shape[0],), 0.0 if quadratic else torch.inf, dtype=dtype)
     with torch.no_grad():
         for sweep in range(0 if quadratic else sweeps):
@@ -100,7 +103,17 @@ def innovations(
         terms = _chosen(terms, safe, ~bad[:, None].expand(shape[:2]))
         run = form.run(terms.score, terms.information, updates=updates, third=terms.third)
     increment = torch.where(batch.time_mask, terms.constant + run.increment, 0.0)
-    return Innovations(increment, run, terms, moved)
+    return Innovations(
+        increment, run, terms, torch.where(_cancelled(run, terms), torch.inf, moved)
+    )
+
+
+@torch.no_grad()
+def _cancelled(run: FilterPass, terms: FilterTerms) -> Tensor:
+    """Trials whose states have gone so far that log-densities are lost in rounding [B], bool."""
+    far = run.predicted_mean.square().amax((1, 2)) + run.predicted_covariance.abs().amax((1, 2, 3))
+    error = torch.finfo(far.dtype).eps * far * terms.information.abs().amax((1, 2, 3))
+    return ~(error < LOST)
 
 
 def _terms(

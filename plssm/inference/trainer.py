@@ -22,6 +22,7 @@ __all__ = ["FastUpdates", "Moments", "Problem", "Trainer", "Training", "as_parts
 
 EPOCH = 50  # steps between two changes of the learning rate
 PROBLEM = "problem."  # before names of a problem's tensors in a checkpoint
+RAW = 5  # first updates of RAdam, too few for its second moments, along the gradient as it is
 FAILURES = 5  # returns to the last good state after which training ends
 
 
@@ -131,6 +132,10 @@ class Training:
         patience: Checks without a better score after which training ends; 0 never ends early.
         checkpoint: File that an interrupted training goes on from; None keeps none.
         seconds_between: Seconds between two writes of that file.
+        raw_start: Whether RAdam's first updates, steps along the gradient as it is, are made, at
+            the start and after returns to the last good state. They can be thousands of times as
+            long as those that follow; where they are not made, the parameters stay and the moments
+            are gathered, so that a good start is not thrown away. Not with :meth:`Problem.fast`.
     """
 
     steps: int
@@ -140,6 +145,7 @@ class Training:
     patience: int = 0
     checkpoint: str | None = None
     seconds_between: float = 20.0
+    raw_start: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "learning_rate", tuple(self.learning_rate))
@@ -298,9 +304,17 @@ class Trainer:
         if norm > self.training.clip:
             gradient *= self.training.clip / norm
         self.vector.grad = gradient
+        held = self.vector.detach().clone() if self._gathering() else None
         self.optimiser.step()
+        if held is not None:
+            self._copy(held)
         self.problem.project()
         return value
+
+    def _gathering(self) -> bool:
+        """Whether this update is one of the first and not to be made."""
+        state = self.optimiser.state.get(self.vector)
+        return not self.training.raw_start and (not state or int(state["step"]) < RAW)
 
     def _go_back(self) -> None:
         """Returns to the last good state with half the learning rate."""
@@ -331,11 +345,12 @@ class Trainer:
         row = {"step": self.step, "loss": loss, "learning_rate": rate}
         row |= measures | {"seconds": self.seconds}
         self.rows.append(row)
-        self.good.copy_(self.vector.detach())
+        if math.isfinite(measures["score"]) or not math.isfinite(self.best_score):
+            self.good.copy_(self.vector.detach())
         if measures["score"] < self.best_score:
             self.best.copy_(self.vector.detach())
             self.best_score, self.idle = measures["score"], 0
-        else:
+        elif not self._gathering():
             self.idle += 1
         if report is not None:
             report(self.step, row)

@@ -313,10 +313,14 @@ def test_settings_and_defaults():
     assert EKF(**EKF(objective=OpenLoop(horizon=7)).settings()).objective == OpenLoop(horizon=7)
 
 
-@pytest.mark.parametrize("observed", ["gaussian", "poisson"])
-def test_an_interrupted_training_goes_on_to_the_same_bits(observed, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("observed", "state"),
+    [("gaussian", "filtered"), ("poisson", "filtered"), ("poisson", "encoder")],
+)
+def test_an_interrupted_training_goes_on_to_the_same_bits(observed, state, tmp_path, monkeypatch):
     model, data = problem("plrnn", observed, gaps=False, steps=40)
     options = {"steps": 12, "checks": 4, "window": 10, "warmup": 5, "start": "model"}
+    options["state"] = state
     whole = EKF(**options).fit(model, data, progress=False)
     path = tmp_path / "training"
     engine = EKF(**options, checkpoint=str(path), checkpoint_seconds=0.0)
@@ -369,6 +373,41 @@ def test_parameters_out_of_bounds_give_no_numbers_instead_of_an_error():
     assert bool(found.increment.isnan().any())
 
 
+def test_where_gaussian_channels_are_expanded_does_not_matter():
+    """Points that a filter which ran away has left behind would cost all digits."""
+    model, data = problem(gaps=False)
+    batch = data.batch()
+    want = likelihood(model, batch)
+    found = likelihood(model, batch, point=1e12 * torch.randn(*batch.time_mask.shape, 2).double())
+    assert torch.equal(found.increment, want.increment) and bool(found.settled.all())
+
+
+def test_states_that_run_away_say_nothing():
+    """Log-densities are differences of squares there, and what is left of them is noise."""
+    model, data = problem(gaps=False, steps=40)
+    batch = data.batch()
+    assert bool(likelihood(model, batch).settled.all())
+    with torch.no_grad():
+        model.dynamics.A.fill_(1.0)
+        model.dynamics.W.zero_()
+        model.dynamics.h.copy_(torch.tensor([0.0, 1e10]))
+        model.observations["x"].weight[:, 1] = 1e-3  # hardly seen, so that the data do not help
+    found = likelihood(model, batch)
+    assert bool(found.increment.isfinite().all()) and not bool(found.settled.any())
+    states = FilteredStates(model, batch)
+    states.refresh(model)
+    window = BatchWindows(batch, steps=40, after=0).cut(torch.arange(3), torch.zeros(3).long())
+    before = states.point.clone()
+    states.keep(window, found, batch.time_mask)
+    assert torch.equal(states.point, before)
+    for ridge in (1.0, 0.0):
+        engine = EKF(steps=8, checks=1, start="model", select="likelihood", ridge=ridge)
+        with pytest.warns(RuntimeWarning, match="not finite"):  # there is nothing to learn from
+            fit = engine.fit(model, data, progress=False)
+        assert np.isinf(fit.history["score"]).all()
+        assert float(fit.model.dynamics.h[1].detach()) == 1e10
+
+
 def test_kinked_readouts_never_win_by_garbage():
     """Gaussian channels of rectified states, whose filter may cycle at the kink."""
     model = ps.StateSpaceModel(D.PLRNN(3), {"x": o.Gaussian(5, readout="relu")})
@@ -409,8 +448,10 @@ def test_maps_without_hinges_are_filtered_and_smoothed():
             return torch.tanh(z @ self.w.T) + 0.2
 
     model = ps.StateSpaceModel(Smooth(), {"n": o.Poisson(3)})
+    before = model.dynamics.w.detach().clone()
     data = model.simulate(25, trials=2, seed=0)
-    fit = EKF(steps=4, checks=1, start="model").fit(model, data, progress=False)
+    fit = EKF(steps=8, checks=1, start="model", measure="path").fit(model, data, progress=False)
+    assert "path_evidence" not in fit.history and not torch.equal(fit.model.dynamics.w, before)
     for causal in (False, True):
         post = fit.posterior(data, causal=causal)
         assert post.evidence_kind == "ekf" and bool(torch.isfinite(post.mean).all())
@@ -422,7 +463,7 @@ def test_maps_without_hinges_are_filtered_and_smoothed():
 
 def test_an_interrupted_start_keeps_the_restarts_before(monkeypatch):
     model, data = problem("plrnn", gaps=False)
-    engine = EKF(steps=3, checks=1, restarts=3, start_iterations=1, start="data")
+    engine = EKF(steps=8, checks=1, restarts=3, start_iterations=1, start="data")
     run, calls = EKF._run, []
 
     def once(self, *arguments):

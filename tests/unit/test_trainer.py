@@ -81,6 +81,30 @@ def test_a_loss_that_is_not_finite_goes_back_and_slows_down():
     assert rows["learning_rate"].iloc[-1] == pytest.approx(0.25e-3, rel=0.15)
 
 
+@pytest.mark.parametrize("raw", [True, False])
+def test_first_updates_can_be_held_back(raw):
+    """From a good start on a steep slope, where a step along the gradient goes far too far."""
+
+    class Steep(Quadratic):
+        def loss(self, progress, generator):
+            return 1e4 * super().loss(progress, generator)
+
+    training = Training(steps=60, learning_rate=(1e-3, 1e-3), checks=60, clip=1e9, raw_start=raw)
+    problem = Steep(broken_at=(40,))
+    with torch.no_grad():
+        problem.a.copy_(torch.tensor([[1.01], [2.01]]))
+        problem.b.fill_(3.01)
+    began = problem.distance()
+    with pytest.warns(RuntimeWarning, match="last good"):
+        score = Trainer(problem, training, seed=0).run()["score"].to_numpy()
+    if raw:
+        assert score[1] > 1e3 * began
+        return
+    assert (score[:6] == began).all() and score[6] != began
+    assert (score[39:45] == score[39]).all() and score[45] != score[39]  # after the return
+    assert score.max() < 2 * began
+
+
 def test_ends_after_too_many_failures_with_the_best_state():
     problem = Quadratic(broken_at=range(500, 5000))
     with pytest.warns(RuntimeWarning) as told:
