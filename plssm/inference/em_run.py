@@ -16,6 +16,7 @@ import torch
 from plssm.data import Batch
 from plssm.dynamics.linear import LinearDynamics
 from plssm.errors import PlssmError
+from plssm.inference.batch_windows import BatchWindow
 from plssm.inference.denoised_path import denoised_path
 from plssm.inference.em_parameters import EMParameters
 from plssm.inference.extrapolation import Extrapolation
@@ -35,13 +36,13 @@ from plssm.inference.m_step import (
 from plssm.inference.mean_correction import mean_corrected
 from plssm.inference.progress import EMProgress
 from plssm.inference.stages import Stage
-from plssm.inference.start_search import best_start, searched_part, too_short
+from plssm.inference.start_search import LONG, best_start, searched_part, too_short
 from plssm.inference.starts import (
     StartPath,
+    first_state,
+    linear_model,
     observed_path,
-    predictable_path,
     state_dim,
-    state_path,
     turn,
 )
 from plssm.inference.statistics import (
@@ -106,11 +107,16 @@ class EMRun:
 
     def go(self) -> None:
         """Start what is fresh and run all stages."""
-        stages = self.engine.stages_for(self.model)
-        state = None
-        if stages and stages[0].dynamics == "linear":
-            state = self._linear_state(stages[0])
-        self._start(state)
+        stages, initial = self.engine.stages_for(self.model), self.model.dynamics.initial
+        if initial.kind == "tied":
+            self.trial_means = np.tile(initial.mean.detach().numpy(), (len(self.batch.length), 1))
+        begins = self.engine.begins_on_part(self.model)
+        part = searched_part(self.batch, beyond=LONG) if begins else None
+        if part is not None and self._begin_on(part):
+            stages = stages[-1:]
+        else:
+            first = stages[0] if stages and stages[0].dynamics == "linear" else None
+            self._start(first and self._linear_state(first))
         for stage in stages:
             if stage.dynamics == "model" and not self._stage(stage):
                 break
@@ -124,9 +130,6 @@ class EMRun:
     def _start(self, state: StartPath | None) -> None:
         """Start what is fresh from a path: the lifted linear state, or what is observed."""
         model, batch = self.model, self.batch
-        if model.dynamics.initial.kind == "tied":
-            mean = model.dynamics.initial.mean.detach().numpy()
-            self.trial_means = np.tile(mean, (len(batch.length), 1))
         fresh = self._fresh_observations()
         new_map = self.engine.starts_fresh(model.dynamics)
         if not new_map and not fresh:
@@ -135,9 +138,9 @@ class EMRun:
         if len(fresh) < len(model.observations):
             path = self._known_path(fresh, new_map)
         elif isinstance(model.dynamics, LinearDynamics):
-            path = turn(self._first_state(model.dim), seed=seed)
+            path = turn(first_state(model, batch, model.dim), seed=seed)
         else:
-            state = self._first_state(state_dim(model)) if state is None else state
+            state = first_state(model, batch, state_dim(model)) if state is None else state
             if self.engine.searches(model) and self._search(state, seed):
                 return
             path = lifted(state, batch.time_mask.numpy(), model.dim, seed=seed)
@@ -153,7 +156,26 @@ class EMRun:
             self.path = path.mean
             self._start_dynamics(path)
 
-    # -- search --------------------------------------------------------------------------------
+    # -- long data, and search -----------------------------------------------------------------
+    def _begin_on(self, part: BatchWindow) -> bool:
+        """All stages on a part of long data; False where they gave nothing to go on from."""
+        first = self._like(part.batch, None)
+        try:
+            with contextlib.suppress(*BREAKDOWNS):
+                first.go()
+        finally:
+            known = first.recover()
+            if known:
+                self._follow(first, whole=False)
+        return known
+
+    def _like(self, batch: Batch, means: np.ndarray | None) -> EMRun:
+        """A quiet run from a copy of the model as it is."""
+        run = EMRun(self.engine, copy.deepcopy(self.model), batch, self.restart, self.bar)
+        run.trial_means = None if means is None else means.copy()
+        run.quiet = True
+        return run
+
     def _search(self, state: StartPath, seed: int) -> bool:
         """Go on from the best of many starts; False where none could be had."""
         model, rng = self.model, np.random.default_rng(seed)
@@ -201,9 +223,7 @@ class EMRun:
 
     def _contender(self, path: StartPath, batch: Batch, means: np.ndarray | None) -> EMRun:
         """A start of its own from a path."""
-        run = EMRun(self.engine, copy.deepcopy(self.model), batch, self.restart, self.bar)
-        run.trial_means = None if means is None else means.copy()
-        run.quiet = True
+        run = self._like(batch, means)
         with contextlib.suppress(*BREAKDOWNS):
             run._adopt(path)
         return run
@@ -222,8 +242,8 @@ class EMRun:
 
     def _known_path(self, fresh: Collection[str], new_map: bool) -> StartPath:
         """The path that the observations with known parameters see, under the map if known."""
-        known = {n: o for n, o in self.model.observations.items() if n not in fresh}
-        part = StateSpaceModel(self.model.dynamics, known)
+        held = {n: o for n, o in self.model.observations.items() if n not in fresh}
+        part = StateSpaceModel(self.model.dynamics, held)
         if not new_map:
             result = laplace_posterior(part, self.batch, trial_means=self.trial_means)
             if not result.failed:
@@ -249,26 +269,13 @@ class EMRun:
 
     def _linear_state(self, stage: Stage) -> StartPath | None:
         """Smoothed state of a linear stand-in, fitted for one stage; None where that failed."""
-        model, dynamics = self.model, self.model.dynamics
-        linear = LinearDynamics(
-            state_dim(model), dynamics.n_inputs, input_at_start=dynamics.input_at_start
-        )
-        copies = {n: type(o).from_config(o.config()) for n, o in model.observations.items()}
-        for name, copied in copies.items():
-            copied.tempering.copy_(model.observations[name].tempering)
-        stand_in = StateSpaceModel(linear, copies)
-        run = EMRun(self.engine, stand_in, self.batch, self.restart, self.bar)
+        run = EMRun(self.engine, linear_model(self.model), self.batch, self.restart, self.bar)
         run._start(None)
         state = None
         if run._iterate(stage):
             state = StartPath.of(run._e_step().posterior, run.model, run.batch)
         self.rows += run.rows
         return state
-
-    def _first_state(self, dim: int) -> StartPath:
-        """A first guess of a linear state: components of the data, smooth where they jump."""
-        quadratic = all(o.quadratic for o in self.model.observations.values())
-        return (state_path if quadratic else predictable_path)(self.model, self.batch, dim)
 
     # -- stages --------------------------------------------------------------------------------
     def _stage(self, stage: Stage) -> bool:
@@ -435,16 +442,9 @@ class EMRun:
         return False
 
     def _record(self, stage: Stage, iteration: int, result: LaplaceResult, began: float) -> None:
-        dynamics = self.model.dynamics
-        self.rows.append(
-            {
-                "restart": self.restart, "stage": stage.name, "iteration": iteration,
-                "evidence": result.evidence, "joint": float(result.joint.sum()),
-                "logdet": float(result.logdet.sum()),
-                "process_noise": float(dynamics.noise.variance.detach().mean()),
-                "solves": result.solves, "pinned": result.pinned,
-                "status": "+".join(sorted(set(result.status))),
-                "seconds": time.perf_counter() - began,
-            }
-        )  # fmt: skip
+        noise = float(self.model.dynamics.noise.variance.detach().mean())
+        found = (result.evidence, float(result.joint.sum()), float(result.logdet.sum()), noise,
+                 result.solves, result.pinned, "+".join(sorted(set(result.status))))  # fmt: skip
+        row = (self.restart, stage.name, iteration, *found, time.perf_counter() - began)
+        self.rows.append(dict(zip(HISTORY, row, strict=True)))
         self.bar.advance(self.restart, stage, iteration, result.evidence)

@@ -49,6 +49,8 @@ class LaplaceEM(Engine):
             history leaves out). With 1 there is no such search.
         stages: The stages of the fit; None chooses them (annealed process noise for a fresh
             piecewise-linear map with more units than state dimensions to see, plain EM otherwise).
+            Of more than 20,000 steps the annealed stages see a part of 5000 first, which the
+            history leaves out, and the last of them then all data.
         tolerance: A stage ends after three iterations that each gained less than this many
             nats per observed value.
         floor: Smallest process and initial-state variance.
@@ -174,6 +176,12 @@ class LaplaceEM(Engine):
         hinged = model.dynamics.relu_form().outer.shape[1] > 0
         small = state_dim(model) == model.dim
         return small and hinged and self.candidates > 1 and all(map(self.starts_fresh, parts))
+
+    def begins_on_part(self, model: StateSpaceModel) -> bool:
+        """Whether the stages are run on a part of long data first, and the last one on all."""
+        hinged = model.dynamics.relu_form().outer.shape[1] > 0
+        default = self.stages is None and not self.searches(model)
+        return default and hinged and self.starts_fresh(model.dynamics)
 
     def starts_fresh(self, part: torch.nn.Module) -> bool:
         """Whether a part of the model gets a data-driven start."""

@@ -12,7 +12,15 @@ from plssm.data import Batch
 from plssm.inference.batch_windows import BatchWindow, BatchWindows
 from plssm.inference.starts import StartPath
 
-__all__ = ["Contender", "best_start", "searched_part", "too_short"]
+__all__ = [
+    "ENOUGH",
+    "LONG",
+    "Contender",
+    "best_start",
+    "enough_trials",
+    "searched_part",
+    "too_short",
+]
 
 ROUNDS = 3
 ENTRANTS = 8  # starts from each path
@@ -22,6 +30,7 @@ KEPT = 4  # contenders that go on
 PARENTS = 2  # contenders from whose paths the next round starts
 FEW = 50  # steps per latent dimension below which coordinates cannot be told
 ENOUGH = 5000  # steps on which starts compete, about; of longer data a part
+LONG = 20_000  # steps beyond which fits that do not compete begin on such a part, too
 
 
 class Contender(Protocol):
@@ -74,24 +83,36 @@ def best_start(
     return pool[0] if pool else None
 
 
-def searched_part(batch: Batch) -> BatchWindow | None:
+def searched_part(batch: Batch, *, beyond: int = ENOUGH) -> BatchWindow | None:
     """The middle of long trials, of as many of them as make enough steps for a search.
 
     Args:
         batch: The trials.
+        beyond: Steps of all trials together up to which they are not too long.
 
     Returns:
         The part as trials of its own; None where the data are not too long as they are.
     """
     steps = batch.length.clamp_max(ENOUGH)
-    if int(batch.length.sum()) <= ENOUGH:
+    if int(batch.length.sum()) <= beyond:
         return None
-    count = max(round(ENOUGH / float(steps.double().mean())), 1)
-    row = torch.linspace(0, len(batch) - 1, min(count, len(batch))).round().long()
-    if len(row) == 1:
-        row = batch.length.argmax()[None]
+    row = torch.from_numpy(enough_trials(batch.length.numpy()))
     windows = BatchWindows(batch, steps=ENOUGH, context=0)
     return windows.cut(row, (batch.length[row] - steps[row]) // 2)
+
+
+def enough_trials(lengths: np.ndarray) -> np.ndarray:
+    """Trials from everywhere that have enough steps together; the longest where these have not.
+
+    Args:
+        lengths: Steps of all trials.
+    """
+    steps = np.minimum(lengths, ENOUGH)
+    count = min(max(round(ENOUGH / float(steps.mean())), 1), len(steps))
+    row = np.unique(np.linspace(0, len(steps) - 1, count).round().astype(np.int64))
+    if count == 1 or steps[row].sum() < ENOUGH / 2:
+        row = np.sort(np.argsort(-lengths, kind="stable")[:count])
+    return row
 
 
 def too_short(batch: Batch, dim: int) -> bool:

@@ -17,6 +17,8 @@ from plssm.posterior import GaussianChain
 __all__ = [
     "StartPath",
     "components_of",
+    "first_state",
+    "linear_model",
     "memory",
     "observed_path",
     "predictable_path",
@@ -260,3 +262,31 @@ def _components(signals: np.ndarray, inside: np.ndarray, dim: int) -> np.ndarray
         filler = np.random.default_rng(0).standard_normal((*scores.shape[:2], missing))
         scores = np.concatenate([scores, 0.1 * filler], axis=-1)
     return scores
+
+
+def first_state(model: StateSpaceModel, batch: Batch, dim: int) -> StartPath:
+    """A first guess of a linear state: components of the data, smooth where they jump.
+
+    Args:
+        model: The model.
+        batch: The trials.
+        dim: Dimensions of the state.
+    """
+    quadratic = all(o.quadratic for o in model.observations.values())
+    return (state_path if quadratic else predictable_path)(model, batch, dim)
+
+
+def linear_model(model: StateSpaceModel) -> StateSpaceModel:
+    """A fresh linear model of the state, seen in the same way.
+
+    Args:
+        model: The model.
+    """
+    dynamics = model.dynamics
+    linear = LinearDynamics(
+        state_dim(model), dynamics.n_inputs, input_at_start=dynamics.input_at_start
+    )
+    copies = {n: type(o).from_config(o.config()) for n, o in model.observations.items()}
+    for name, copied in copies.items():
+        copied.tempering.copy_(model.observations[name].tempering)
+    return StateSpaceModel(linear, copies)

@@ -11,14 +11,16 @@ from plssm.dynamics import LatentDynamics, PiecewiseLinear
 from plssm.inference.base import working_copy
 from plssm.inference.laplace_em import LaplaceEM
 from plssm.inference.stages import Stage
+from plssm.inference.start_search import ENOUGH, LONG, enough_trials
 from plssm.inference.starts import observed_path, predictable_path, state_path
 from plssm.model import StateSpaceModel
 
-__all__ = ["rough_path", "started_model"]
+__all__ = ["rough_path", "started_model", "stretch"]
 
 LINEAR = 25  # EM iterations of the linear model that a piecewise-linear map starts from
 NOISE = 0.1  # most process-noise variance of a map's start, for states of unit variance
 LEAST = 1e-3  # least, as a share of it
+WHOLE = 2  # EM iterations of all data after that
 
 
 def started_model(
@@ -28,7 +30,8 @@ def started_model(
 
     Maps with a closed-form M-step start from some EM iterations (LaplaceEM), whose regressions
     solve at once what gradients approach slowly; others are drawn at random, and the observation
-    models start from components of the data.
+    models start from components of the data. Of long data EM sees a stretch, and all of them in
+    two iterations more.
 
     Args:
         model: The model; never changed.
@@ -53,12 +56,14 @@ def started_model(
         elif not iterations:
             stages = (Stage("linear", LINEAR, dynamics="linear"), Stage("start", 0))
         weights = {name: float(o.tempering) for name, o in model.observations.items()}
-        options = {"iterations": max(iterations, 1), "stages": stages}
-        engine = LaplaceEM(seed=seed, start=start, modality_weights=weights, **options)
-        (run,) = engine.trainings(copy, data, None, False)
-        if run.interrupted:
-            raise KeyboardInterrupt
-        return working_copy(run.model)
+        options = {"seed": seed, "modality_weights": weights}
+        engine = LaplaceEM(start=start, iterations=max(iterations, 1), stages=stages, **options)
+        some = stretch(data) if iterations and stages is None else data
+        begun = _after(engine, copy, some)
+        if some is data:
+            return begun
+        everything = (Stage("all data", WHOLE),)
+        return _after(LaplaceEM(start="model", stages=everything, **options), begun, data)
     batch = data.batch()
     quadratic = all(o.quadratic for o in model.observations.values())
     if all(o.readout.trainable for o in copy.observations.values()):
@@ -75,6 +80,26 @@ def started_model(
             if not noise.frozen:
                 noise.variance = value
     return copy
+
+
+def _after(engine: LaplaceEM, model: StateSpaceModel, data: Dataset) -> StateSpaceModel:
+    """What EM makes of a model."""
+    (run,) = engine.trainings(model, data, None, False)
+    if run.interrupted:
+        raise KeyboardInterrupt
+    return working_copy(run.model)
+
+
+def stretch(data: Dataset) -> Dataset:
+    """All of short data; of long ones some trials, and the first part of trials that are long.
+
+    Args:
+        data: The trials.
+    """
+    if data.lengths.sum() <= LONG:
+        return data
+    rows = enough_trials(np.asarray(data.lengths)).tolist()
+    return data.select(trials=rows, time=(0.0, (ENOUGH - 0.5) * data.dt))
 
 
 def _start_map(

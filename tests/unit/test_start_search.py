@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import plssm as ps
-from plssm.inference import LaplaceEM, Stage
+from plssm.inference import LaplaceEM, Stage, em_run, start_search
 from plssm.inference.denoised_path import denoised_path
 from plssm.inference.em_parameters import EMParameters
 from plssm.inference.extrapolation import Extrapolation
@@ -182,6 +182,9 @@ def test_starts_of_long_data_compete_on_a_part_of_them():
     one = ps.Dataset.from_arrays({"x": rng.normal(size=(3 * ENOUGH, 2))}).batch()
     part = searched_part(one)
     assert part.batch.length.tolist() == [ENOUGH] and part.start.tolist() == [ENOUGH]
+    uneven = [rng.normal(size=(n, 2)) for n in (100, 3 * ENOUGH, 4 * ENOUGH, 100)]
+    part = searched_part(ps.Dataset.from_arrays({"x": uneven}).batch())
+    assert part.row.tolist() == [1, 2] and part.batch.length.tolist() == [ENOUGH] * 2
     many = ps.Dataset.from_arrays({"x": [rng.normal(size=(n, 2)) for n in [70] * 200 + [900]]})
     part = searched_part(many.batch())
     assert 0.7 * ENOUGH < int(part.batch.length.sum()) < 1.5 * ENOUGH
@@ -193,6 +196,66 @@ def test_starts_of_long_data_compete_on_a_part_of_them():
         n = int(cut.length[i])
         assert np.array_equal(cut.mean[i, :n], path.mean[row, start : start + n])
         assert not cut.mean[i, n:].any()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_fits_of_many_stages_begin_on_a_part_of_long_data(tied, monkeypatch):
+    """All stages on a part, the last one on all data, whose evidence the history shows."""
+    truth = ps.dynamics.PLRNN.from_parameters(
+        A=[0.6, 0.5], W=[[0.0, 0.7], [-0.8, 0.0]], h=[0.2, 0.1], process_noise=[0.1, 0.1]
+    )
+    data = ps.StateSpaceModel(truth, {"x": ps.observations.Gaussian(2)}).simulate(
+        900, trials=2, seed=0
+    )
+
+    def fresh():
+        options = {"initial": "tied"} if tied else {}
+        return ps.StateSpaceModel(
+            ps.dynamics.PLRNN(4, **options), {"x": ps.observations.Gaussian(2)}
+        )
+
+    engine = LaplaceEM(iterations=12)
+    whole = engine.fit(fresh(), data, progress=False)
+    monkeypatch.setattr(start_search, "ENOUGH", 600)
+    monkeypatch.setattr(em_run, "LONG", 1000)
+    fit = engine.fit(fresh(), data, progress=False)
+    rows = fit.history
+    assert set(rows["stage"]) == {"free"} and len(rows) <= 5
+    found = float(fit.posterior(data).log_evidence.sum())
+    assert found == pytest.approx(rows["evidence"].max(), abs=1e-3 * abs(found))
+    assert found > whole.history["evidence"].max() - 0.05 * 1800
+    # explicit stages, linear systems, searched starts and known maps see everything at once
+    begun = []
+    monkeypatch.setattr(em_run.EMRun, "_begin_on", lambda self, part: begun.append(part))
+    channels = {"x": ps.observations.Gaussian(2)}
+    LaplaceEM(stages=(Stage("em", 2),)).fit(fresh(), data, progress=False)
+    LaplaceEM(iterations=2).fit(fit.model, data, progress=False)
+    linear = ps.StateSpaceModel(ps.dynamics.LinearDynamics(2), channels)
+    LaplaceEM(iterations=2).fit(linear, data, progress=False)
+    small = ps.StateSpaceModel(ps.dynamics.PLRNN(2), channels)
+    LaplaceEM(iterations=2, candidates=2).fit(small, data, progress=False)
+    assert not begun
+    rows = LaplaceEM(iterations=2).fit(fresh(), data, progress=False).history
+    assert len(begun) == 1 and "linear" in set(rows["stage"])  # nothing came of it: all on all
+
+
+def test_an_interrupted_part_of_long_data_is_kept(monkeypatch):
+    data = ps.Dataset.from_arrays({"x": np.random.default_rng(0).normal(size=(2, 700, 2))})
+    model = ps.StateSpaceModel(ps.dynamics.PLRNN(4), {"x": ps.observations.Gaussian(2)})
+    monkeypatch.setattr(start_search, "ENOUGH", 300)
+    monkeypatch.setattr(em_run, "LONG", 1000)
+    m_step = em_run.EMRun._m_step
+
+    def stopped(self, stage, result):
+        if stage.name == "noise 0.001":
+            raise KeyboardInterrupt
+        m_step(self, stage, result)
+
+    monkeypatch.setattr(em_run.EMRun, "_m_step", stopped)
+    with pytest.warns(RuntimeWarning, match="interrupted"):
+        fit = LaplaceEM(iterations=12).fit(model, data, progress=False)
+    assert fit.history.empty
+    assert bool(torch.isfinite(fit.posterior(data).log_evidence).all())
 
 
 def test_a_long_recording_is_fitted_from_a_searched_start(monkeypatch):
