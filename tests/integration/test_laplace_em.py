@@ -227,7 +227,7 @@ def test_an_interrupted_fit_keeps_the_best_so_far(monkeypatch, stage):
     def interrupting(self, now, *arguments):
         original(self, now, *arguments)
         made.append(now.name)
-        if made.count(stage) == 8:
+        if made.count(stage) == (1 if stage == "free" else 8):  # it may end after one
             raise KeyboardInterrupt
 
     truth = ps.StateSpaceModel(ps.dynamics.PLRNN(2), {"x": ps.observations.Gaussian(4)})
