@@ -42,6 +42,7 @@ def variational(
     """Trained on some runs; what follows LaplaceEM's fit follows this one, too."""
     engine = ps.inference.VariationalInference(
         steps=UPDATES,
+        start_iterations=20,
         encoder=encoder,
         drop=0.0 if encoder == "free" else HIDDEN,
         checks=10,

@@ -86,7 +86,7 @@ def evidences(model: ps.StateSpaceModel, data: ps.Dataset) -> dict[str, float]:
     """Log evidence by three approximations."""
     options = {"method": "particle", "particles": 200, "runs": 2, "draws": 1, "seed": 0}
     return {
-        "filter": float(ps.inference.EKF().infer(model, data).log_evidence.sum()),
+        "filter": float(ps.inference.EKF(measure="filter").infer(model, data).log_evidence.sum()),
         "path": float(ps.smooth(model, data).log_evidence.sum()),
         "particles": float(ps.smooth(model, data, **options).log_evidence.sum()),
     }
@@ -129,7 +129,9 @@ def by_innovations(
             row = summary(scored(one, test, train.mean(0)), made["estimates"]["PLRNN"])
             row |= {"engine": name, "seed": seed, "seconds": one.seconds}
             row["evidence_of_the_filter"] = float(
-                ps.inference.EKF().infer(one.model, pieces(train)).log_evidence.sum()
+                ps.inference.EKF(measure="filter")
+                .infer(one.model, pieces(train))
+                .log_evidence.sum()
             )
             rows.append(row)
             print(json.dumps(row), flush=True)

@@ -183,6 +183,7 @@ def variational(
     engine = ps.inference.VariationalInference(
         seed=seed,
         steps=UPDATES,
+        start_iterations=20,
         drop=drop,
         modality_weights={"spikes": weight},
     )
