@@ -16,10 +16,11 @@ Every seed has a trajectory, a noise and (multimodal) a read-out of its own. 200
 (500 of ``multimodal``) of the same trajectory follow the training data after a gap of 20 time
 units; the short training data are the end of the long ones, so that both are measured on the same
 steps. The engines have their defaults but for the length of the training (BUDGETS), which was set
-by processor time alone, on seed 100: 5 to 15 seconds with 1000 steps, half a minute with 100,000,
-about 20 with three modalities. EM at its defaults needs one second with 1000 steps, so that it is
-there a second time with ten starts. With 100,000 steps and with three modalities the objective of
-EKF and VI is measured 5 times instead of 25. Forcing is GTF; with counts and labels it is MTF.
+by processor time alone, on seed 100: 5 to 15 seconds with 1000 steps, about a minute or less with
+100,000 and with three modalities, where most of it is the search for a start. EM at its defaults
+needs one second with 1000 steps, so that it is there a second time with ten starts. With 100,000
+steps and with three modalities the objective of EKF and VI is measured 5 times instead of 25.
+Forcing is GTF; with counts and labels it is MTF.
 The yardstick is :func:`plssm.compare`. ``long_d_stsp`` and ``long_d_h`` compare 20,000 steps of a
 free run without any noise with the noise-free system; ``fate`` says whether that run diverged,
 came to rest, or goes on. Rows are written after every fit.

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks window_starts --seeds 5 --out benchmarks/results
+    python -m benchmarks window_starts --seeds 3 --out benchmarks/results
 
 Noisy Lorenz-63 in z-scores (dt .02, process noise 1e-3, observation noise of sd .1), 5000 steps to
 train and 5000 to test, seen whole ("xyz") or by its first coordinate alone ("x"), a PLRNN of six
@@ -90,7 +90,7 @@ def summary(rows: list[dict]) -> list[dict]:
 def main(argv: list[str] | None = None) -> int:
     """Train all, print and write window_starts.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
