@@ -111,7 +111,7 @@ def innovations(
 @torch.no_grad()
 def _cancelled(run: FilterPass, terms: FilterTerms) -> Tensor:
     """Trials whose states have gone so far that log-densities are lost in rounding [B], bool."""
-    far = run.predicted_mean.square().amax((1, 2)) + run.predicted_covariance.abs().amax((1, 2, 3))
+    far = run.predicted_mean.square().amax((1, 2))
     error = torch.finfo(far.dtype).eps * far * terms.information.abs().amax((1, 2, 3))
     return ~(error < LOST)
 

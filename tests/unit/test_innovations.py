@@ -408,6 +408,26 @@ def test_states_that_run_away_say_nothing():
         assert float(fit.model.dynamics.h[1].detach()) == 1e10
 
 
+def test_wide_predictions_are_no_lost_ones():
+    """Open loops of an expanding map: variances of 1e24, log-densities as in closed form."""
+    dynamics = D.LinearDynamics.from_parameters(
+        A=[[2.0]], process_noise=[0.1], initial_noise=[1.0]
+    )
+    seen = o.Gaussian.from_parameters(B=[[1.0]], noise=[1e-3])
+    model = ps.StateSpaceModel(dynamics, {"x": seen})
+    y = np.random.default_rng(0).normal(size=(2, 40, 1))
+    batch = ps.Dataset.from_arrays({"x": y}).batch()
+    found = likelihood(model, batch, updates=torch.zeros(40, dtype=torch.bool))
+    assert bool(found.settled.all())
+    variance = 1.0
+    for t in range(40):
+        want = torch.distributions.Normal(0.0, (variance + 1e-3) ** 0.5).log_prob(
+            torch.from_numpy(y[:, t, 0])
+        )
+        torch.testing.assert_close(found.increment[:, t].detach(), want, rtol=0, atol=1e-6)
+        variance = 4.0 * variance + 0.1
+
+
 def test_kinked_readouts_never_win_by_garbage():
     """Gaussian channels of rectified states, whose filter may cycle at the kink."""
     model = ps.StateSpaceModel(D.PLRNN(3), {"x": o.Gaussian(5, readout="relu")})
