@@ -207,7 +207,7 @@ display(figure)
 #
 # ```
 # python -m benchmarks lorenz96_gap --dim 10 --seeds 5 --out benchmarks/results
-# python -m benchmarks lorenz96_gap --dim 20 --seeds 2 --out benchmarks/results
+# python -m benchmarks lorenz96_gap --dim 20 --seeds 5 --out benchmarks/results
 # ```
 
 # %%
@@ -308,7 +308,7 @@ display(figure)
 # - Teacher forcing has the better map for predictions and no idea of the observation noise, which
 #   is fitted afterwards; a training by innovations on from it has the best scores of all, but the
 #   short one of this table has not brought the observation noise back.
-# - All of them have exponents a fifth too large on the ring of ten. On that of twenty (two seeds)
+# - All of them have exponents a fifth too large on the ring of ten. On that of twenty (five seeds)
 #   teacher forcing and what goes on from it have exponents a tenth too large, innovations from
 #   scratch the right one, and open loop collapses as on the small ring. Spreads of ensembles say
 #   what is missing better than covariances that are carried linearly, which grow without bounds
