@@ -49,7 +49,7 @@ def search_banded(
         search = _Search(prior.select([b]), terms.select([b]), pin, flips, max_solves)
         search.run(slope[[b]], None if pinned is None else pinned[[b]])
         best[b], visited[b], value[b] = search.best[0], search.visited[0], search.value
-        stationary[b], solves[b], held[b] = search.stationary, search.solves, search.pins[0]
+        stationary[b], solves[b], held[b] = search.stationary, search.solves, search.held[0]
     path, factor = linear_solve(prior, terms, best)
     stationary &= factor.status == 0
     return ModeSearch(path, visited, best, value, factor, stationary, solves + 1, held)
@@ -71,14 +71,13 @@ class _Search:
         pins = np.zeros(slope.shape, dtype=bool) if pinned is None else pinned.copy()
         slope[pins] = 0.0
         self.best, self.visited = slope.copy(), np.zeros_like(self.terms.score)
-        self.pins = pins
+        self.held = pins
         while self.solves < self.max_solves and not self.stationary:
             z, factor = linear_solve(self.prior, self.terms, slope, pins=pins, rho=self.pin)
             self.solves += 1
             if factor.status[0]:
                 return
             slope, pins = self._revise(z, slope, pins)
-            self.pins = pins
 
     def _revise(
         self, z: np.ndarray, slope: np.ndarray, pins: np.ndarray
@@ -95,7 +94,7 @@ class _Search:
         if self.stationary or value > self.value:
             drop = np.where(pins & (left > right), left - right, 1.0)
             self.best = np.where(pins, np.clip(left / drop, 0.0, 1.0), on)
-            self.visited, self.value = z, value
+            self.visited, self.value, self.held = z, value, pins
         slope = np.where(crossed, on, np.where(up, 1.0, np.where(down, 0.0, slope)))
         pins = pins & ~up & ~down
         if self.solves >= self.flips:

@@ -95,9 +95,14 @@ class _Point:
             value = value + prior.log_prob(z)
         self.value = np.where(np.isfinite(value), value, -np.inf)
 
-    def region(self, mode: ChainMode) -> ActiveSet | None:
-        """Slopes and pins of a mode, where the path is that mode."""
-        return ActiveSet(self.z, mode.slope, mode.held) if self.z is mode.path else None
+    def region(self, mode: ChainMode) -> ActiveSet:
+        """Slopes and pins of the path: those of a mode on the trials whose path it is."""
+        if self.z is mode.path:
+            return ActiveSet(self.z, mode.slope, mode.held)
+        here, there = ActiveSet.at(self.prior, self.z), (self.z == mode.path).all((1, 2))
+        known = there[:, None, None]
+        slope = np.where(known, mode.slope, here.slope)
+        return ActiveSet(self.z, slope, np.where(known, mode.held, here.pinned))
 
     def moved(self, target: np.ndarray, trials: np.ndarray) -> _Point:
         """Go towards a target as far as each of the trials gains; the others stay."""
@@ -107,7 +112,10 @@ class _Point:
             move = step[:, None, None] * (target - self.z)
             if np.abs(move).max() < NEARLY:
                 break
-            path = target if (step == 1.0).all() else self.z + move
+            whole = step == 1.0
+            path = target
+            if not whole.all():
+                path = np.where(whole[:, None, None], target, self.z + move)
             tried = _Point(self.prior, self.model, self.batch, path)
             worse = trials & ~(tried.value >= self.value - ROUNDING * np.abs(self.value))
             if not worse.any():

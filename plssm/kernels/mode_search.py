@@ -28,7 +28,7 @@ class ModeSearch(NamedTuple):
         factor: Factor of the negative Hessian for these slopes, with its `quadratic`.
         stationary: [B], whether the search ended at a stationary point.
         solves: [B], linear solves that were used.
-        pinned: [B, T-1, P], bool, hinges that the search held on their kinks.
+        pinned: [B, T-1, P], bool, hinges that were held on their kinks where `value` was reached.
     """
 
     path: np.ndarray
@@ -210,6 +210,7 @@ def _search(
     active, changes = np.ones(n, dtype=np.bool_), np.zeros(n, dtype=np.int64)
     solves = np.zeros(n, dtype=np.int64)
     best, visited, value = slope.copy(), path.copy(), np.full(n, -np.inf)
+    held, holds = np.zeros_like(pinned), np.zeros_like(pinned)
 
     def solve(at: np.ndarray, pins: bool, which: np.ndarray) -> None:
         solves[which] += 1
@@ -217,6 +218,7 @@ def _search(
 
     for count in range(max_solves):
         solve(slope, warm or count >= flips, active)
+        np.copyto(holds, pinned)
         over_trials(
             loops.revise_trials,
             (
@@ -236,16 +238,16 @@ def _search(
             m=m,
         )
         take = active & (factor.status == 0) & ((changes == 0) | (now > value))
-        for into, found in ((best, fraction), (visited, path), (value, now)):
+        for into, found in ((best, fraction), (visited, path), (value, now), (held, holds)):
             np.copyto(into, found, where=take.reshape(-1, *(1,) * (into.ndim - 1)))
         active &= (factor.status == 0) & (changes != 0)
         if not active.any():
             break
-    stationary, held = ~active & (factor.status == 0), pinned != 0
+    stationary = ~active & (factor.status == 0)
     if finish:
         solve(best, False, np.ones(n, dtype=np.bool_))
     return ModeSearch(
-        path if finish else visited, visited, best, value, factor, stationary, solves, held
+        path if finish else visited, visited, best, value, factor, stationary, solves, held != 0
     )
 
 

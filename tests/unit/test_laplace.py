@@ -10,7 +10,9 @@ from torch import nn
 
 import plssm as ps
 from plssm.errors import CapabilityError
+from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.laplace import laplace_posterior
+from plssm.inference.mode_search import find_mode
 from plssm.inference.newton import expand
 from plssm.inference.quadratic_chain import absolute
 
@@ -154,6 +156,31 @@ def test_trials_do_not_depend_on_each_other(observation):
             float(alone.posterior.log_evidence[0]), float(together.posterior.log_evidence[b]),
             atol=1e-6,
         )  # fmt: skip
+
+
+def test_counts_of_a_chaotic_state_end_at_a_maximum_of_each_trial():
+    """Searches of regions that do not settle by themselves, alone as beside others."""
+    rng = np.random.default_rng(0)
+    dynamics = ps.dynamics.PLRNN.from_parameters(
+        [-0.11, -0.23, -0.65], [[0.0, 0.22, -1.48], [-1.37, 0.0, 0.6], [0.58, 1.34, 0.0]],
+        h=[0.94, 0.91, -0.48], process_noise=[1e-3] * 3,
+    )  # fmt: skip
+    counts = ps.observations.Poisson.from_parameters(
+        rng.normal(size=(4, 3)), rng.normal(size=4), bin_seconds=1.0
+    )
+    model = ps.StateSpaceModel(dynamics, {"x": counts})
+    data = model.simulate(200, trials=3, seed=0)
+    batch, start = data.batch(), rng.normal(size=(3, 200, 3))
+    together = laplace_posterior(model, batch, start=start, max_solves=2000)
+    assert together.status == ("stationary",) * 3
+    assert together.pinned > 0
+    prior = ChainPrior.of(dynamics, batch)
+    further = find_mode(prior, expand(model, batch, together.path), together.path)
+    assert (further.value - together.joint < 1e-6).all()
+    for b in range(3):
+        alone = laplace_posterior(model, data.batch([b]), start=start[[b]], max_solves=2000)
+        np.testing.assert_allclose(alone.joint[0], together.joint[b], rtol=1e-8)
+        np.testing.assert_allclose(alone.path[0], together.path[b], atol=1e-4)
 
 
 def test_an_indefinite_hessian_is_majorised_where_it_is_and_only_there():

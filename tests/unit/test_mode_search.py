@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import plssm as ps
+from plssm.inference import mode_search
+from plssm.inference.active_set import ActiveSet
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.mode_search import find_mode
 from plssm.inference.newton import expand
@@ -175,6 +178,42 @@ def test_a_search_that_may_not_finish_says_so():
     mode = find_mode(prior, terms, max_solves=1)
     assert mode.status == ("max_solves",)
     assert np.isfinite(mode.value).all()
+
+
+CHAOS = {
+    "A": [-0.11, -0.23, -0.65],
+    "W": [[0.0, 0.22, -1.48], [-1.37, 0.0, 0.6], [0.58, 1.34, 0.0]],
+    "h": [0.94, 0.91, -0.48],
+}
+
+
+def chaotic():
+    """Chaos, little noise, starts from nowhere: compiled sweeps do not settle on every trial."""
+    rng = np.random.default_rng(0)
+    dynamics = ps.dynamics.PLRNN.from_parameters(**CHAOS, process_noise=[1e-3] * 3)
+    seen = ps.observations.Gaussian.from_parameters(rng.normal(size=(2, 3)), noise=[0.3] * 2)
+    model = ps.StateSpaceModel(dynamics, {"x": seen})
+    batch = ragged(model, 1, (300, 200, 300, 1), missing=0.5).batch()
+    start = rng.normal(size=(4, 300, 3)) * batch.time_mask.numpy()[..., None]
+    return model, batch, start
+
+
+@pytest.mark.parametrize("banded", [False, True])
+@pytest.mark.parametrize("sweeps", [5, 8, 12])
+def test_pins_of_an_unsettled_search_belong_to_its_best_path(sweeps, banded):
+    model, batch, start = chaotic()
+    prior, terms = problem(model, batch)
+    if banded:
+        terms = replace(terms, banded=np.zeros((4, 300, 2, 3, 3)))
+    rho = mode_search.PIN * mode_search._stiffness(prior, terms)
+    begin = ActiveSet.at(prior, start)
+    found = mode_search._search(prior, terms, begin, rho, 1, sweeps, False)
+    assert not found.stationary[:3].any() and found.pinned[:3].any((1, 2)).all()
+    gates = prior.form.gates(found.visited[:, :-1])
+    assert np.abs(gates[found.pinned]).max() < 1e-6
+    joint = model.log_joint(batch, torch.from_numpy(found.visited)).detach().numpy()
+    value = found.value + (0.0 if banded else mode_search.log_constant(prior, terms))
+    np.testing.assert_allclose(value, joint, rtol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
