@@ -81,7 +81,7 @@ class Uncertain:
             raise PlssmError(f"quantile: got {probability}, wanted between 0 and 1")
         return _plain(_quantile(self._numbers(), self.weights, probability))
 
-    def interval(self, level: float | None = None, *, kind: str = "percentile") -> tuple[Any, Any]:
+    def interval(self, level: float | None = None, *, kind: str | None = None) -> tuple[Any, Any]:
         r"""Central interval of the draws, or the basic one around the estimate.
 
         .. math:: [q_{\alpha/2},\; q_{1-\alpha/2}] \quad \text{or} \quad
@@ -89,11 +89,12 @@ class Uncertain:
 
         Nonlinear quantities can have draws far on one side of the estimate. The basic interval
         takes the distances of draws from the estimate as those of the estimate from the truth,
-        and so reaches out to the other side.
+        and so reaches out to the other side. Draws of a bootstrap are such distances: percentiles
+        would count errors of the estimate twice.
 
         Args:
             level: Its probability; that of the result where absent.
-            kind: "percentile" or "basic".
+            kind: "percentile" or "basic"; by default the latter for a bootstrap with an estimate.
 
         Returns:
             Lower and upper limits, numbers or arrays [...].
@@ -111,6 +112,9 @@ class Uncertain:
             raise PlssmError(f"interval: level is {level}, wanted between 0 and 1")
         tail = 0.5 * (1.0 - level)
         low, high = self.quantile(tail), self.quantile(1.0 - tail)
+        if kind is None:
+            known = self.estimate is not None and np.shape(self.estimate) == np.shape(low)
+            kind = "basic" if known and self.method == "bootstrap" else "percentile"
         if kind == "percentile":
             return low, high
         if kind != "basic":

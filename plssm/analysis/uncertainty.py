@@ -19,7 +19,7 @@ from plssm.errors import CapabilityError, PlssmError
 
 __all__ = ["uncertainty"]
 
-METHODS = ("auto", "guide", "information", "restarts")
+METHODS = ("auto", "bootstrap", "guide", "information", "restarts")
 EXPECTED = (PlssmError, ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError)
 
 
@@ -42,9 +42,10 @@ def uncertainty(
     .. math:: p(Q \mid Y) = \int \delta\big(Q - Q(\theta)\big)\, p(\theta \mid Y)\, d\theta
 
     Parameters come from a Gaussian with the observed information of the innovation likelihood
-    ("information", the default for a fit), from fits with other starts ("restarts"; also a list
-    of fits), or from wherever models are drawn ("guide"): an iterable of models, or a function of
-    a seed that draws one. With a Pyro guide that has learned about parameters::
+    ("information", the default for a fit), from fits of data drawn from the fit ("bootstrap"),
+    from fits with other starts ("restarts"; also a list of fits), or from wherever models are
+    drawn ("guide"): an iterable of models, or a function of a seed that draws one. With a Pyro
+    guide that has learned about parameters::
 
         pyro_model = plssm.inference.to_pyro(fit.model, {"dynamics.*": "default"})
         guide = AutoNormal(pyro_model)          # trained with pyro.infer.SVI
@@ -63,9 +64,9 @@ def uncertainty(
             probabilities of existing and of being stable), "d_stsp" (noisy free runs beside
             data), "free_run" (noise-free, from the mean first state).
         draws: Number of draws, where they are made here.
-        method: "information", "restarts", "guide", or "auto" by what the source is.
+        method: "information", "bootstrap", "restarts", "guide", or "auto" by what the source is.
         level: Probability in the intervals.
-        data: The training data; "information", "restarts" of a fit and "d_stsp" need them.
+        data: The training data; all draws from a fit and "d_stsp" need them.
         seed: Seed of the draws.
         workers: Processes that evaluate a quantity, which must then be a name or a function of a
             module; a script needs the usual ``if __name__ == "__main__":``.

@@ -19,6 +19,7 @@ from plssm.errors import CapabilityError, PlssmError
 from plssm.inference.filter_likelihood import FilterLikelihood
 from plssm.inference.importance import effective_draws, importance_weights, pareto_shape
 from plssm.inference.information import Information, newton_ascent, observed_information
+from plssm.inference.replicates import replicate
 from plssm.model import StateSpaceModel
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ParameterDraws", "parameter_draws"]
 
-METHODS = ("information", "restarts")
+METHODS = ("information", "bootstrap", "restarts")
 FAR = 2.0  # posterior standard deviations from the mode that are worth a warning
 
 
@@ -86,14 +87,19 @@ def parameter_draws(
     or negative curvature: the report counts them. With modality weights other than one the
     likelihood is a tempered one and intervals have no coverage to expect.
 
+    "bootstrap": the engine fits data that are drawn from the fit, with the trials, clocks and gaps
+    of the training data, starts drawn from these. How far such fits come from the one whose data
+    they saw tells how far that one came from the truth, errors of engine and start included;
+    intervals of quantities are reflected accordingly. It takes as many fits as draws.
+
     "restarts": the engine fits the data again from other seeds, starts drawn from the data. What
     differs then is where fits end, not what the data allow: an ensemble, not a posterior.
 
     Args:
         fit: The fit.
-        draws: Number of models (of fits, for "restarts").
+        draws: Number of models (of fits, for "bootstrap" and "restarts").
         data: The training data, which a fit does not hold.
-        method: "information" or "restarts".
+        method: "information", "bootstrap" or "restarts".
         seed: Seed of all random choices.
         share: Directions are held whose curvature is below this share of that of single
             parameters.
@@ -110,11 +116,17 @@ def parameter_draws(
         (directions drawn) and why others are held: ``inert``, ``gauge``, ``weak``, ``negative``;
         ``distance`` is how many posterior standard deviations a Newton step leads away (0 at a
         mode), ``newton_rise`` what the Newton steps gained in nats; with importance weights also
-        ``effective_draws`` and ``pareto_shape`` (above .7 weights cannot be trusted).
+        ``effective_draws`` and ``pareto_shape`` (above .7 weights cannot be trusted); "bootstrap"
+        reports ``failed`` fits, which are left out.
 
     Raises:
         CapabilityError: If data are missing, or the model has too many parameters.
         DataError: If the data do not fit the model.
+        PlssmError: If no fit of a bootstrap worked.
+
+    References:
+        Davison & Hinkley (1997), Bootstrap Methods and their Application, sections 2.1 and 5.2,
+        doi:10.1017/CBO9780511802843.
     """
     if method not in METHODS:
         raise PlssmError(f"parameter_draws: method is {method!r}, wanted one of {METHODS}.")
@@ -126,8 +138,8 @@ def parameter_draws(
             "hold; pass data=..., or a list of fits or models"
         )
     fit.model.check(data)
-    if method == "restarts":
-        return _refitted(fit, data, draws, seed, progress)
+    if method != "information":
+        return _refitted(fit, data, draws, seed, progress, drawn=method == "bootstrap")
     ridge = float(getattr(fit.engine, "ridge", 0.0))
     problem = FilterLikelihood(fit.model, data, ridge=ridge)
     _check_size(problem, limit)
@@ -212,9 +224,9 @@ def _weighed(
 
 
 def _refitted(
-    fit: Fit, data: Dataset, draws: int, seed: int, progress: bool | None
+    fit: Fit, data: Dataset, draws: int, seed: int, progress: bool | None, *, drawn: bool
 ) -> ParameterDraws:
-    """Fits from other starts."""
+    """Fits from other starts, of these data or of data drawn from the fit."""
     if fit.engine is None:
         raise CapabilityError(
             "parameter_draws: a known model has no engine that could fit it again; pass a list of "
@@ -228,11 +240,20 @@ def _refitted(
     fresh = copy.deepcopy(fit.model)
     for part in (fresh.dynamics, *fresh.observations.values()):
         part.initialised = False
-    models = []
+    models, method, reasons = [], "bootstrap" if drawn else "restarts", []
     seeds = np.random.SeedSequence(seed).generate_state(draws)
-    with WorkBar("restarts", show=progress) as bar:
-        for k, number in enumerate(seeds):
-            engine: Any = change(seed=int(number) % 2**20)
-            models.append(engine.fit(fresh, data, progress=False).model)
+    with WorkBar(method, show=progress) as bar:
+        for k, number in enumerate(int(s) % 2**20 for s in seeds):
+            engine: Any = change(seed=number)
+            try:
+                some = replicate(fit.model, data, seed=number) if drawn else data
+                models.append(engine.fit(fresh, some, progress=False).model)
+            except PlssmError as error:
+                if not drawn:
+                    raise
+                reasons.append(str(error))
             bar.report((k + 1) / draws)
-    return ParameterDraws(tuple(models), np.full(draws, 1.0 / draws), "restarts", {})
+    if not models:
+        raise PlssmError(f"parameter_draws: no fit of drawn data worked; the last: {reasons[-1]}")
+    report = {"failed": len(reasons)} if drawn else {}
+    return ParameterDraws(tuple(models), np.full(len(models), 1 / len(models)), method, report)

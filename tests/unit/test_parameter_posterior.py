@@ -8,9 +8,11 @@ import torch
 
 import plssm as ps
 from plssm.errors import CapabilityError, PlssmError
+from plssm.inference import parameter_posterior
 from plssm.inference.filter_likelihood import FilterLikelihood
 from plssm.inference.information import observed_information
 from plssm.inference.parameter_posterior import parameter_draws
+from plssm.inference.replicates import replicate
 
 Q, R = 0.5, 0.3
 
@@ -167,6 +169,50 @@ def test_restarts_fit_again_from_the_data():
     np.testing.assert_array_equal(coefficients(draws), coefficients(again))
     with pytest.raises(CapabilityError, match="no engine"):
         ps.Fit(model).parameter_draws(2, data=data, method="restarts")
+
+
+def test_a_bootstrap_spreads_as_estimates_do_and_its_intervals_are_reflected():
+    """Data of the fit fitted again: spread of the flat posterior, bias of a short series."""
+    model = autoregression(0.8)
+    data = model.simulate(300, seed=3)
+    engine = ps.inference.LaplaceEM(iterations=60, tolerance=1e-10)
+    fit = engine.fit(model, data, progress=False)
+    draws = fit.parameter_draws(60, data=data, method="bootstrap", seed=1)
+    assert draws.method == "bootstrap" and len(draws) == 60 and draws.report == {"failed": 0}
+    _, sd = grid_posterior(data.values("x")[0, :, 0], np.linspace(0.5, 1.0, 2001))
+    found = coefficients(draws)
+    assert found.std() == pytest.approx(sd, rel=0.35)  # 60 draws: 9 % standard error, twice
+    assert abs(found.mean() - coefficients([fit.model])[0]) < sd
+    known = ps.analysis.uncertainty(
+        fit, lambda m: m.dynamics.A.item(), data=data, method="bootstrap", draws=20, seed=1
+    )
+    low, high = known.interval()
+    assert (low, high) == known.interval(kind="basic") != known.interval(kind="percentile")
+    assert low < known.estimate < high
+    again = ps.analysis.uncertainty(draws, lambda m: m.dynamics.A.item())
+    assert again.interval() == again.interval(kind="percentile")  # no estimate to reflect at
+
+
+def test_a_bootstrap_leaves_out_fits_that_fail(monkeypatch):
+    model = autoregression(0.8)
+    data = model.simulate(40, seed=3)
+    fit = ps.inference.LaplaceEM(iterations=1).fit(model, data, progress=False)
+    asked = []
+
+    def sometimes(*arguments, **options):
+        asked.append(1)
+        if len(asked) % 2:
+            raise PlssmError("left the finite numbers")
+        return replicate(*arguments, **options)
+
+    monkeypatch.setattr(parameter_posterior, "replicate", sometimes)
+    draws = fit.parameter_draws(4, data=data, method="bootstrap")
+    assert len(draws) == 2 and draws.report == {"failed": 2}
+    np.testing.assert_allclose(draws.weights, 0.5)
+    with pytest.raises(PlssmError, match="no fit of drawn data worked"):
+        fit.parameter_draws(1, data=data, method="bootstrap")
+    with pytest.raises(CapabilityError, match="no engine"):
+        ps.Fit(model).parameter_draws(2, data=data, method="bootstrap")
 
 
 def test_refusals():
