@@ -87,7 +87,7 @@ class EKF(Engine):
         start: ``"auto"`` starts fresh parts from the data and keeps known ones (a fit by any other
             engine); ``"data"`` and ``"model"`` force one of the two.
         start_iterations: EM iterations that a fresh map with a closed-form M-step starts from; of
-            more than 20,000 steps on a stretch of 5000, followed by two on all data.
+            more than 20,000 steps of Gaussian data on a stretch of 5000, followed by two on all.
         checkpoint: File an interrupted training goes on from (one restart only).
         checkpoint_seconds: Seconds between two writes of it, at least; they come with checks.
 

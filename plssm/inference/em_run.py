@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -177,30 +177,33 @@ class EMRun:
         return run
 
     def _search(self, state: StartPath, seed: int) -> bool:
-        """Go on from the best of many starts; False where none could be had."""
+        """Go on from the best of many starts; False where none could be had, or asked for."""
         model, rng = self.model, np.random.default_rng(seed)
-        if too_short(self.batch, model.dim):
+        part, batch, means = searched_part(self.batch), self.batch, self.trial_means
+        quick = all(o.quadratic for o in model.observations.values())
+        if too_short(batch, model.dim) or not (quick or part is None):
             return False
         options = {"candidates": self.engine.candidates, "rng": rng}
-        part = searched_part(self.batch)
-        batch, means = self.batch, self.trial_means
         if part is not None:
             batch, state = part.batch, state.within(part)
             means = None if means is None else means[part.row.numpy()]
 
         made: list[EMRun] = []
 
-        def entrants(path: StartPath, count: int) -> list[EMRun]:
-            new: list[EMRun] = []
+        def entrants(path: StartPath, count: int) -> Iterator[EMRun]:
             with contextlib.suppress(*BREAKDOWNS):
-                frames = best_frames(path, batch, model.dynamics, count=count, **options)
-                new = [self._contender(frame, batch, means) for frame in frames]
-            made.extend(new)
-            return new
+                for frame in best_frames(path, batch, model.dynamics, count=count, **options):
+                    made.append(self._contender(frame, batch, means))
+                    yield made[-1]
 
         paths = [state, *(denoised_path(model, batch, model.dim, neighbours=n) for n in NEARBY)]
+        plain = None
+        if not quick:
+            with contextlib.suppress(*BREAKDOWNS):
+                path = lifted(state, batch.time_mask.numpy(), model.dim, seed=seed)
+                made.append(plain := self._contender(path, batch, means))
         try:
-            best = best_start(paths, entrants)
+            best = best_start(paths, entrants, plain=plain, steps=int(batch.length.sum()))
         except KeyboardInterrupt:
             if good := [run for run in made if run.recover()]:
                 self._follow(max(good, key=lambda run: run.evidence), whole=part is None)
@@ -434,11 +437,8 @@ class EMRun:
         if self.quiet:
             return False
         kept = "the last good parameters are kept" if good else "no parameters were learned in it"
-        warnings.warn(
-            f"LaplaceEM, restart {self.restart}, stage {stage.name!r}: {reason}; {kept}.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        message = f"LaplaceEM, restart {self.restart}, stage {stage.name!r}: {reason}; {kept}."
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
         return False
 
     def _record(self, stage: Stage, iteration: int, result: LaplaceResult, began: float) -> None:

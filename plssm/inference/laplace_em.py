@@ -45,12 +45,14 @@ class LaplaceEM(Engine):
         candidates: Random coordinates of the state that the start of a fresh piecewise-linear map
             refines where it has no more units than the larger of 3 and the number of channels; the
             best ones compete by their evidence after a few iterations (stage "search" of the
-            history, the winner's; of data longer than 5000 steps a part is searched, which the
-            history leaves out). With 1 there is no such search.
+            history, the winner's). Where all observations are Gaussian (BOLD too, but no ReLU
+            read-outs) and longer than 5000 steps, a part is searched, which the history leaves
+            out; others of that length start plainly, as do shorter ones where the first starts
+            promise nothing. With 1 there is no search.
         stages: The stages of the fit; None chooses them (annealed process noise for a fresh
             piecewise-linear map with more units than state dimensions to see, plain EM otherwise).
-            Of more than 20,000 steps the annealed stages see a part of 5000 first, which the
-            history leaves out, and the last of them then all data.
+            Of more than 20,000 steps of such data the annealed stages see a part of 5000 first,
+            which the history leaves out, and the last of them then all data.
         tolerance: A stage ends after three iterations that each gained less than this many
             nats per observed value.
         floor: Smallest process and initial-state variance.
@@ -178,10 +180,15 @@ class LaplaceEM(Engine):
         return small and hinged and self.candidates > 1 and all(map(self.starts_fresh, parts))
 
     def begins_on_part(self, model: StateSpaceModel) -> bool:
-        """Whether the stages are run on a part of long data first, and the last one on all."""
+        """Whether the stages are run on a part of long data first, and the last one on all.
+
+        A part of counts or labels can lack what tells some channel's weights, so that only what
+        is quadratic in the state is cut.
+        """
         hinged = model.dynamics.relu_form().outer.shape[1] > 0
         default = self.stages is None and not self.searches(model)
-        return default and hinged and self.starts_fresh(model.dynamics)
+        told = all(o.quadratic for o in model.observations.values())
+        return default and hinged and told and self.starts_fresh(model.dynamics)
 
     def starts_fresh(self, part: torch.nn.Module) -> bool:
         """Whether a part of the model gets a data-driven start."""

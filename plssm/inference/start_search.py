@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -28,9 +29,11 @@ TRIAL = 5  # EM iterations of an entrant
 FURTHER = 10  # more iterations of those that are kept
 KEPT = 4  # contenders that go on
 PARENTS = 2  # contenders from whose paths the next round starts
+PROBES = 2  # entrants that tell whether a path is worth the others, where that is asked
+PROMISE = 0.01  # nats per step by which they must then be better than the plain start
 FEW = 50  # steps per latent dimension below which coordinates cannot be told
-ENOUGH = 5000  # steps on which starts compete, about; of longer data a part
-LONG = 20_000  # steps beyond which fits that do not compete begin on such a part, too
+ENOUGH = 5000  # steps on which starts compete, about; of longer Gaussian data a part
+LONG = 20_000  # steps of these beyond which fits that do not compete begin on a part, too
 
 
 class Contender(Protocol):
@@ -47,7 +50,10 @@ class Contender(Protocol):
 
 def best_start(
     paths: Sequence[StartPath],
-    entrants: Callable[[StartPath, int], Sequence[Contender]],
+    entrants: Callable[[StartPath, int], Iterable[Contender]],
+    *,
+    plain: Contender | None = None,
+    steps: int = 0,
 ) -> Contender | None:
     """Successive halving of starts, several rounds of it.
 
@@ -59,6 +65,10 @@ def best_start(
     Args:
         paths: What the first round starts from.
         entrants: Makes at most so many contenders from a path.
+        plain: A start without a search, where iterations are slow: paths of which the first
+            entrants are hardly better get no more of them. Without any that are, it wins, and in a
+            later round the best so far.
+        steps: Number of steps that the starts are compared on.
 
     Returns:
         The one with the highest evidence; None where all failed.
@@ -68,19 +78,39 @@ def best_start(
     """
     pool: list[Contender] = []
     veterans: set[int] = set()
+    wanted = -np.inf
+    if plain is not None:
+        pool = _alive(_tried([plain]))
+        wanted = plain.evidence + PROMISE * steps
     for last in [False] * (ROUNDS - 1) + [True]:
-        fresh = [c for path in paths for c in entrants(path, ENTRANTS)]
-        for contender in fresh:
-            contender.advance(TRIAL)
-        alive = [c for c in [*pool, *fresh] if np.isfinite(c.evidence)]
-        pool = sorted(alive, key=lambda c: -c.evidence)[:KEPT]
+        fresh = [c for path in paths for c in _tried(entrants(path, ENTRANTS), wanted)]
+        if plain is not None and not any(c.evidence > wanted for c in fresh):
+            break
+        pool = _alive([*pool, *fresh])[:KEPT]
         for contender in pool:
             if id(contender) not in veterans:
                 contender.advance(FURTHER)
                 veterans.add(id(contender))
-        pool.sort(key=lambda c: -c.evidence)
+        pool = _alive(pool)
         paths = [] if last else [c.smoothed() for c in pool[:PARENTS]]
     return pool[0] if pool else None
+
+
+def _tried(entrants: Iterable[Contender], wanted: float = -np.inf) -> list[Contender]:
+    """A few iterations for all, or only for the first where none of these gets so far."""
+    tried: list[Contender] = []
+    for several in (islice(waiting := iter(entrants), PROBES), waiting):
+        for contender in several:
+            contender.advance(TRIAL)
+            tried.append(contender)
+        if np.isfinite(wanted) and not any(c.evidence > wanted for c in tried):
+            break
+    return tried
+
+
+def _alive(contenders: Iterable[Contender]) -> list[Contender]:
+    """Those that have an evidence, best first."""
+    return sorted((c for c in contenders if np.isfinite(c.evidence)), key=lambda c: -c.evidence)
 
 
 def searched_part(batch: Batch, *, beyond: int = ENOUGH) -> BatchWindow | None:

@@ -88,7 +88,7 @@ class VariationalInference(Engine):
         start: ``"auto"`` starts fresh parts from the data and keeps known ones; ``"data"`` and
             ``"model"`` force one of the two.
         start_iterations: EM iterations that a fresh map with a closed-form M-step starts from; of
-            more than 20,000 steps on a stretch of 5000, followed by two on all data.
+            more than 20,000 steps of Gaussian data on a stretch of 5000, followed by two on all.
         draws: Draws from which the bound of a posterior is estimated.
         dtype: Precision of training, "float32" or "float64" (for process-noise variances that are
             less than 1e-4 of those of the states).

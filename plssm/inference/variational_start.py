@@ -30,8 +30,8 @@ def started_model(
 
     Maps with a closed-form M-step start from some EM iterations (LaplaceEM), whose regressions
     solve at once what gradients approach slowly; others are drawn at random, and the observation
-    models start from components of the data. Of long data EM sees a stretch, and all of them in
-    two iterations more.
+    models start from components of the data. Of long Gaussian data EM sees a stretch, and all of
+    them in two iterations more.
 
     Args:
         model: The model; never changed.
@@ -44,6 +44,7 @@ def started_model(
         The copy.
     """
     copy, dynamics = working_copy(model), model.dynamics
+    quadratic = all(o.quadratic for o in model.observations.values())
     parts = (dynamics, *model.observations.values())
     fresh = {"data": True, "model": False}.get(start)
     if not any(not p.initialised if fresh is None else fresh for p in parts):
@@ -58,14 +59,14 @@ def started_model(
         weights = {name: float(o.tempering) for name, o in model.observations.items()}
         options = {"seed": seed, "modality_weights": weights}
         engine = LaplaceEM(start=start, iterations=max(iterations, 1), stages=stages, **options)
-        some = stretch(data) if iterations and stages is None else data
+        short = iterations and stages is None and quadratic
+        some = stretch(data) if short else data
         begun = _after(engine, copy, some)
         if some is data:
             return begun
         everything = (Stage("all data", WHOLE),)
         return _after(LaplaceEM(start="model", stages=everything, **options), begun, data)
     batch = data.batch()
-    quadratic = all(o.quadratic for o in model.observations.values())
     if all(o.readout.trainable for o in copy.observations.values()):
         path = (state_path if quadratic else predictable_path)(copy, batch, copy.dim)
     else:  # the states are what is observed

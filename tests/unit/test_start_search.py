@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from plssm.inference.start_search import (
     ENTRANTS,
     FURTHER,
     KEPT,
+    PROBES,
+    PROMISE,
     ROUNDS,
     TRIAL,
     best_start,
@@ -60,6 +63,79 @@ def test_the_best_contender_wins_and_its_path_breeds():
     assert all(r.done in ([TRIAL], [TRIAL, FURTHER]) for r in made)
     assert sum(len(r.done) == 2 for r in made) <= ROUNDS * KEPT
     assert best_start([0.0], lambda path, count: [Runner(-np.inf, 0.0)]) is None
+
+
+@pytest.mark.parametrize("ahead", [0.5, 1.5])
+def test_where_iterations_are_slow_a_search_must_promise_something(ahead):
+    """Two paths; entrants of the second never are better than the plain start."""
+    made, steps, margin = [], 100, 100 * PROMISE
+
+    def entrants(path, count):
+        for _ in range(4):
+            made.append(Runner(path, path))
+            yield made[-1]
+
+    plain = Runner(10.0, 10.0)
+    best = best_start([10.0 + ahead * margin, 9.0], entrants, plain=plain, steps=steps)
+    second = [r for r in made if r.talent == 9.0]
+    assert len(second) == PROBES
+    if ahead < 1.0:
+        assert best is plain and plain.done == [TRIAL]
+        assert len(made) == 2 * PROBES
+    else:
+        assert best.talent == 10.0 + ahead * margin and best.done == [TRIAL, FURTHER]
+        assert len([r for r in made if r.talent > 10.0]) >= ROUNDS * 4
+        assert plain.done == [TRIAL]
+
+
+def test_a_plain_start_that_fails_stops_nobody():
+    for plain in (None, Runner(-np.inf, 0.0)):
+        failing = [Runner(-np.inf, 0.0) for _ in range(PROBES)]
+        runners = [*failing, Runner(1.0, 1.0), Runner(2.0, 2.0)]
+        best = best_start([0.0], lambda path, count: runners, plain=plain, steps=10)  # noqa: B023
+        assert best is runners[-1]
+
+
+def interrupted(paths, entrants, *, plain, steps):
+    plain.advance(TRIAL)
+    raise KeyboardInterrupt
+
+
+def test_counts_that_follow_a_line_are_not_searched_for_kinks(monkeypatch):
+    """Seen by few spikes, a linear state: starts with kinks elsewhere explain no more."""
+    made = []
+    contender = em_run.EMRun._contender
+
+    def counted(self, path, batch, means):
+        made.append(contender(self, path, batch, means))
+        return made[-1]
+
+    monkeypatch.setattr(em_run.EMRun, "_contender", counted)
+    rng = np.random.default_rng(0)
+    truth = ps.StateSpaceModel(
+        ps.dynamics.LinearDynamics.from_parameters(
+            [[0.95, 0.1], [-0.1, 0.95]], process_noise=[0.05, 0.05]
+        ),
+        {"x": ps.observations.Poisson.from_parameters(
+            rng.normal(size=(6, 2)), np.full(6, -0.5), bin_seconds=1.0)},
+    )  # fmt: skip
+    data = truth.simulate(400, seed=0)
+    model = ps.StateSpaceModel(
+        ps.dynamics.PLRNN(2), {"x": ps.observations.Poisson(6, bin_seconds=1.0)}
+    )
+    fit = LaplaceEM(iterations=10).fit(model, data, progress=False)
+    assert 1 < len(made) <= 1 + 3 * PROBES
+    rows, (plain, *_) = fit.history, made
+    assert rows["stage"].drop_duplicates().tolist() == ["linear", "search", "free"]
+    searched = rows.query("stage == 'search'")["evidence"]
+    assert searched.tolist() == plain.table()["evidence"].tolist()
+    assert rows["evidence"].iloc[-1] >= searched.iloc[-1]
+    # interrupted in the search: the plain start is what there is
+    monkeypatch.setattr(em_run, "best_start", interrupted)
+    with pytest.warns(RuntimeWarning, match="interrupted"):
+        fit = LaplaceEM(iterations=10).fit(model, data, progress=False)
+    found = float(fit.posterior(data).log_evidence.sum())
+    assert found == pytest.approx(plain.evidence, rel=1e-6)
 
 
 def test_extrapolation_solves_a_linear_iteration_in_as_many_steps_as_it_has_dimensions():
@@ -239,6 +315,25 @@ def test_fits_of_many_stages_begin_on_a_part_of_long_data(tied, monkeypatch):
     assert len(begun) == 1 and "linear" in set(rows["stage"])  # nothing came of it: all on all
 
 
+@pytest.mark.parametrize("dim", [2, 5])
+def test_long_counts_start_plainly_on_everything(dim, monkeypatch):
+    """A part of counts can lack what tells a weight: nothing is searched or begun on one."""
+    rng, asked = np.random.default_rng(0), []
+    data = ps.Dataset.from_arrays({"x": rng.poisson(0.5, size=(2, 300, 3))}, kinds={"x": "count"})
+    counts = ps.observations.Poisson(3, bin_seconds=1.0)
+    model = ps.StateSpaceModel(ps.dynamics.PLRNN(dim), {"x": counts})
+    monkeypatch.setattr(em_run, "searched_part", partial(searched_part, beyond=400))
+    monkeypatch.setattr(em_run, "best_start", lambda *a, **k: asked.append("search"))
+    monkeypatch.setattr(em_run, "LONG", 400)
+    monkeypatch.setattr(em_run.EMRun, "_begin_on", lambda self, part: asked.append("part"))
+    fit = LaplaceEM(iterations=4, candidates=2).fit(model, data, progress=False)
+    assert not asked and "linear" in set(fit.history["stage"])
+    monkeypatch.undo()  # not long: searched if it is small
+    monkeypatch.setattr(em_run, "best_start", lambda *a, **k: asked.append("search"))
+    LaplaceEM(iterations=2, candidates=2).fit(model, data, progress=False)
+    assert asked == (["search"] if dim == 2 else [])
+
+
 def test_an_interrupted_part_of_long_data_is_kept(monkeypatch):
     data = ps.Dataset.from_arrays({"x": np.random.default_rng(0).normal(size=(2, 700, 2))})
     model = ps.StateSpaceModel(ps.dynamics.PLRNN(4), {"x": ps.observations.Gaussian(2)})
@@ -261,7 +356,8 @@ def test_an_interrupted_part_of_long_data_is_kept(monkeypatch):
 def test_a_long_recording_is_fitted_from_a_searched_start(monkeypatch):
     seen = []
 
-    def searched(paths, entrants):
+    def searched(paths, entrants, **options):
+        assert options["plain"] is None  # Gaussian channels: iterations are quick
         seen.append(best_start(paths, entrants))
         return seen[-1]
 

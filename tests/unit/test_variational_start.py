@@ -93,7 +93,12 @@ def test_long_data_are_begun_on_a_stretch(engine, monkeypatch):
     seen.clear()
     engine(steps=6, checks=1, start_iterations=2, seed=0).fit(fresh, data, progress=False)
     assert [n for *_, n in seen] == [400, 1200]
-    seen.clear()  # known maps and starts without iterations see everything
+    seen.clear()  # known maps, starts without iterations and counts see everything
     started_model(begun, data, start="auto", seed=0, iterations=6)
     started_model(fresh, data, start="auto", seed=0, iterations=0)
+    spikes = {"x": np.random.default_rng(0).poisson(0.5, size=(2, 600, 2))}
+    counts = ps.Dataset.from_arrays(spikes, kinds={"x": "count"})
+    seen_by = {"x": ps.observations.Poisson(2, bin_seconds=1.0)}
+    spiking = ps.StateSpaceModel(ps.dynamics.PLRNN(4), seen_by)
+    started_model(spiking, counts, start="auto", seed=0, iterations=2)
     assert all(n == 1200 for *_, n in seen)
