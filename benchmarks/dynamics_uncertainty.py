@@ -1,12 +1,25 @@
 """Calibration of lambda_max: 90 % intervals of the parameter posterior and of restarts.
 
-Simulated PLRNNs with a limit cycle (M=2) and with chaos (M=3), process noise variance .01, five
-Gaussian channels with noise variance .1, T=1000. Each data set is fitted twice: from the true
-parameters ("truth") and from the data, several restarts ("data"); both by LaplaceEM and, from the
-(best) result, by EKF. Intervals by "information" are taken around these fits as they are, after
-Newton steps to the mode, and with importance weights as well; the ensemble are the EM restarts
-from the data, of which the interval is the 5 to 95 % range. "basic" reflects the interval around
-the fit at the fit's own exponent.
+Simulated PLRNNs with a limit cycle and with chaos, process noise variance .01, five Gaussian
+channels with noise variance .1, T=1000. "cycle" (M=2) and "chaos" (M=3) are one system each, of
+which every data set is another realisation; "any cycle" and "any chaos" (M=3) are another random
+system in every set. Each data set is fitted twice: from the true parameters ("truth") and from the
+data, several restarts ("data"); both by LaplaceEM and, from the (best) result, by EKF. Intervals
+by "information" are taken around these fits as they are, after Newton steps to the mode, and with
+importance weights as well; the ensemble are the EM restarts from the data, of which the interval
+is the 5 to 95 % range. Of the intervals around fits as they are there are all kinds that
+`Uncertain.interval` has.
+
+"above_truth" is by how many nats the filter's log-likelihood of a fit is above that of the truth:
+at the maximum half a chi-square variable with as many degrees of freedom as there are parameters
+that the data tell ("rank"), so that the true parameters are in a 90 % likelihood region in 90 % of
+the sets ("in_region"). Shares are of all sets; one without an interval counts as not covered.
+
+``--around-truth`` asks what estimates can do: exponents of parameters drawn around the true ones
+with the posterior covariance there, into the file that there is in the folder --out.
+``--bootstrap 16 --system chaos --updates 200`` fits 16 data sets drawn from each fit again (EM
+with one start, then EKF) and writes how the intervals of these cover, for each system that was
+asked for, into that file as well.
 """
 
 from __future__ import annotations
@@ -15,11 +28,13 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import chi2
 
 import plssm as ps
 
@@ -31,34 +46,81 @@ SYSTEMS = {
         "h": [0.94, 0.91, -0.48],
     },
 }
+RANDOM = ("any cycle", "any chaos")
 NOISE, CHANNELS, LEVEL, ORBIT = 0.01, 5, 0.9, 10_000
+KINDS = ("percentile", "basic")
+APART = ("out", "around_truth", "bootstrap", "system")
+ALIKE, LEAST_MOTION, LARGEST = 0.005, 0.1, 20.0  # of random systems
 COMMAND = "python -m benchmarks dynamics_uncertainty --out benchmarks/results"
 
 
-def truth_of(kind: str) -> ps.StateSpaceModel:
-    """The true model."""
+def truth_of(kind: str, seed: int = 0) -> ps.StateSpaceModel:
+    """The true model; one of its own for every seed where it is random."""
+    if kind in RANDOM:
+        return random_system(kind, seed)
     dim = len(SYSTEMS[kind]["A"])
     dynamics = ps.dynamics.PLRNN.from_parameters(**SYSTEMS[kind], process_noise=[NOISE] * dim)
     weight = np.random.default_rng(0).normal(size=(CHANNELS, dim))
+    return observed(dynamics, weight)
+
+
+def observed(dynamics: ps.dynamics.PLRNN, weight: np.ndarray) -> ps.StateSpaceModel:
+    """The system behind its five channels."""
     seen = ps.observations.Gaussian.from_parameters(weight, noise=[0.1] * CHANNELS)
     return ps.StateSpaceModel(dynamics, {"x": seen})
 
 
+def random_system(kind: str, seed: int, dim: int = 3) -> ps.StateSpaceModel:
+    """The first of random systems that is wanted: bounded, at work, one exponent everywhere."""
+    rng = np.random.default_rng((seed, RANDOM.index(kind)))
+    while True:
+        coupling = rng.normal(size=(dim, dim)) * (1 - np.eye(dim))
+        drawn = {"A": rng.uniform(-0.9, 0.9, dim), "W": coupling, "h": rng.normal(size=dim)}
+        dynamics = ps.dynamics.PLRNN.from_parameters(**drawn, process_noise=[NOISE] * dim)
+        truth = observed(dynamics, rng.normal(size=(CHANNELS, dim)))
+        starts = rng.normal(size=(4, dim))
+        try:
+            largest = [
+                ps.analysis.lyapunov_spectrum(dynamics, steps=ORBIT, start=one)[0]
+                for one in starts
+            ]
+        except ps.errors.PlssmError:
+            continue
+        low, high = (0.02, np.inf) if kind == "any chaos" else (-np.inf, -0.005)
+        if np.ptp(largest) > ALIKE or not low < np.mean(largest) < high:
+            continue
+        try:
+            free = truth.simulate(1000, noise=False).latent[0, -100:]
+            noisy = truth.simulate(5000, seed=seed).latent[0]
+        except ps.errors.PlssmError:
+            continue
+        if free.var(0).max() > LEAST_MOTION and abs(noisy).max() < LARGEST:
+            return truth
+
+
 def described(known: ps.analysis.Uncertain, true: float) -> dict:
-    """Interval, whether it covers, and what is known about the draws."""
+    """Intervals, whether they cover, and what is known about the draws."""
     row = {"method": known.method, "failed": known.failed_share}
+    for kind in KINDS if len(known.values) else ():
+        if kind == "percentile" or known.estimate is not None:
+            low, high = known.interval(LEVEL, kind=kind)
+            row[kind] = {"low": low, "high": high, "covers": bool(low <= true <= high)}
     if len(known.values):
-        low, high = known.interval(LEVEL)
-        row |= {"low": low, "high": high, "median": known.median, "sd": known.sd}
-        row |= {"covers": bool(low <= true <= high)}
-    else:
-        row |= {"covers": False, "low": np.nan, "high": np.nan}
-    return row | {"report": known.report}
+        row |= {"median": known.median, "sd": known.sd}
+    return row | {"estimate": known.estimate, "report": known.report}
 
 
-def by_information(fit: ps.Fit, data: ps.Dataset, true: float, draws: int, label: str) -> list:
+def likelihood(model: ps.StateSpaceModel, data: ps.Dataset) -> float:
+    """Log-likelihood of the filter."""
+    return float(ps.inference.EKF().infer(model, data).log_evidence.sum())
+
+
+def by_information(
+    fit: ps.Fit, data: ps.Dataset, truth: ps.StateSpaceModel, true: float, draws: int, label: str
+) -> list:
     """Intervals from the parameter posterior: as fitted, at the mode, with importance weights."""
     rows = []
+    above = likelihood(fit.model, data) - likelihood(truth, data)
     for name, options in (
         ("as fitted", {}),
         ("newton", {"newton_steps": 20, "importance": True}),
@@ -67,15 +129,20 @@ def by_information(fit: ps.Fit, data: ps.Dataset, true: float, draws: int, label
         try:
             drawn = fit.parameter_draws(draws, data=data, progress=False, **options)
         except ps.errors.PlssmError as error:
-            rows.append(row | {"method": "information", "covers": False, "error": str(error)})
+            rows.append(row | {"method": "information", "error": str(error)})
             continue
         even = replace(drawn, weights=np.full(draws, 1.0 / draws))
-        rows.append(row | described(quantity(even), true))
+        known = quantity(even)
+        if not options:  # the draws are around this very fit
+            own = quantity([fit.model]).values
+            known = replace(known, estimate=float(own[0]) if len(own) else None)
+            row["above_truth"] = above
+            row["in_region"] = bool(2 * above <= chi2.ppf(LEVEL, drawn.report["rank"]))
+        rows.append(row | described(known, true))
         if options:
             weighted = row | {"variant": "newton, weighted"}
             rows.append(weighted | described(quantity(drawn), true))
-    own = quantity([fit.model]).values
-    return [row | {"estimate": float(own[0]) if len(own) else None} for row in rows]
+    return rows
 
 
 def quantity(source: object) -> ps.analysis.Uncertain:
@@ -85,15 +152,15 @@ def quantity(source: object) -> ps.analysis.Uncertain:
 
 def one_set(kind: str, seed: int, given: argparse.Namespace) -> list:
     """All intervals of one data set."""
-    truth = truth_of(kind)
+    truth = truth_of(kind, seed)
     true = float(ps.analysis.lyapunov_spectrum(truth.dynamics, steps=50 * ORBIT)[0])
     data = truth.simulate(given.steps, seed=seed)
     em = ps.inference.LaplaceEM(iterations=given.iterations)
-    ekf = ps.inference.EKF(start="model", steps=given.updates, learning_rate=(1e-3, 1e-4))
+    ekf = innovations(given)
     stage = ps.inference.Stage("em", given.iterations, accelerated=True)
     start = replace(em, stages=(stage,)).fit(truth, data, progress=False)
     near = ekf.fit(start.model, data, progress=False)
-    rows = by_information(near, data, true, given.draws, "truth")
+    rows = by_information(near, data, truth, true, given.draws, "truth")
     fits = []
     for restart in range(given.restarts):
         seen = {"x": ps.observations.Gaussian(CHANNELS)}
@@ -107,33 +174,99 @@ def one_set(kind: str, seed: int, given: argparse.Namespace) -> list:
     rows[-1] |= {"evidence_from_truth": float(start.posterior(data).log_evidence.sum())}
     best = fits[int(np.argmax(evidence))]
     best = ekf.fit(best.model, data, progress=False)
-    rows += by_information(best, data, true, given.draws, "data")
+    rows += by_information(best, data, truth, true, given.draws, "data")
     return [{"system": kind, "set": seed, "true": true} | row for row in rows]
+
+
+def from_data(kind: str, seed: int, data: ps.Dataset, given: argparse.Namespace) -> ps.Fit:
+    """The best of several restarts of EM, trained on by EKF."""
+    seen = {"x": ps.observations.Gaussian(CHANNELS)}
+    fresh = ps.StateSpaceModel(ps.dynamics.PLRNN(truth_of(kind, seed).dim), seen)
+    engines = [
+        ps.inference.LaplaceEM(seed=restart, iterations=given.iterations)
+        for restart in range(given.restarts)
+    ]
+    fits = [engine.fit(fresh, data, progress=False) for engine in engines]
+    best = max(fits, key=lambda fit: float(fit.posterior(data).log_evidence.sum()))
+    return innovations(given).fit(best.model, data, progress=False)
+
+
+def innovations(given: argparse.Namespace) -> ps.inference.EKF:
+    """EKF from where EM has ended."""
+    return ps.inference.EKF(start="model", steps=given.updates, learning_rate=(1e-2, 1e-4))
+
+
+def bootstrapped(kind: str, given: argparse.Namespace) -> Iterator[dict]:
+    """Intervals of one system from fits of data that were drawn from fits, set by set."""
+    rows = []
+    for seed in range(given.sets):
+        truth = truth_of(kind, seed)
+        true = float(ps.analysis.lyapunov_spectrum(truth.dynamics, steps=50 * ORBIT)[0])
+        data = truth.simulate(given.steps, seed=seed)
+        fit = from_data(kind, seed, data, given)
+        options = {"method": "bootstrap", "draws": given.bootstrap, "data": data, "seed": seed}
+        known = ps.analysis.uncertainty(
+            fit, "lyapunov_max", steps=ORBIT, progress=False, **options
+        )
+        row = {"set": seed, "true": true} | described(known, true)
+        rows.append(row | {"values": np.asarray(known.values).round(5).tolist()})
+        print(kind, json.dumps(rows[-1], default=float), flush=True)
+        yield reflected(rows) | {"updates": given.updates, "rows": rows}
+
+
+def reflected(rows: list) -> dict:
+    """How bootstraps cover, errors of the fits, and what is left when these are reflected."""
+    table = {k: shares([(r[k], r["true"]) for r in rows if k in r], len(rows)) for k in KINDS}
+    table["error"] = quartiles([r["estimate"] - r["true"] for r in rows])
+    middle = [2 * r["estimate"] - r["median"] - r["true"] for r in rows]
+    return {"sets": len(rows), "summary": table | {"corrected": quartiles(middle)}}
+
+
+def around_truth(sets: int, draws: int, steps: int) -> list:
+    """Exponents of parameters as far from the true ones as estimates are, by system."""
+    table = []
+    for kind in (*SYSTEMS, *RANDOM):
+        away, below = [], []
+        for seed in range(sets):
+            truth = truth_of(kind, seed)
+            true = float(ps.analysis.lyapunov_spectrum(truth.dynamics, steps=50 * ORBIT)[0])
+            data = truth.simulate(steps, seed=seed)
+            drawn = ps.Fit(truth).parameter_draws(draws, data=data, progress=False)
+            values = np.asarray(quantity(drawn).values)
+            away.append(float(np.median(values)) - true)
+            below.append(float((values < true).mean()))
+        row = {"system": kind, "sets": sets, "median_minus_true": quartiles(away)}
+        table.append(row | {"share_below_true": quartiles(below)})
+        print(json.dumps(table[-1]), flush=True)
+    return table
+
+
+def quartiles(values: list) -> list:
+    """Lower quartile, median, upper quartile."""
+    return np.quantile(values, (0.25, 0.5, 0.75)).tolist()
 
 
 def summarise(rows: list) -> list:
     """Share of sets covered and median widths, by system, start and variant."""
-    keys = sorted({(r["system"], r["start"], r["variant"]) for r in rows})
+    keys = ("system", "start", "variant")
     table = []
-    for key in keys:
-        mine = [r for r in rows if (r["system"], r["start"], r["variant"]) == key]
-        width = np.array([r.get("high", np.nan) - r.get("low", np.nan) for r in mine])
-        error = np.array([(r.get("estimate") or np.nan) - r["true"] for r in mine], dtype=float)
+    for key in sorted({tuple(r[k] for k in keys) for r in rows}):
+        mine = [r for r in rows if tuple(r[k] for k in keys) == key]
+        row = dict(zip(keys, key, strict=True)) | {"sets": len(mine)}
+        for kind in KINDS:
+            found = [(r[kind], r["true"]) for r in mine if kind in r]
+            if found:
+                row[kind] = shares(found, len(mine))
+        error = [r["estimate"] - r["true"] for r in mine if r.get("estimate") is not None]
+        row |= {"error": np.median(np.abs(error)), "bias": np.median(error)} if error else {}
+        above = np.array([r["above_truth"] for r in mine if "above_truth" in r])
+        if len(above):
+            row["above_truth"] = quartiles(above)
+            row["in_region"] = float(np.mean([r["in_region"] for r in mine if "in_region" in r]))
+            row["below_truth"] = float((above < 0).mean())
         reports = [r.get("report", {}) for r in mine]
-        basic = [
-            2 * r["estimate"] - r["high"] <= r["true"] <= 2 * r["estimate"] - r["low"]
-            for r in mine
-            if r["variant"] == "as fitted" and r.get("estimate") is not None
-        ]
-        row = dict(zip(("system", "start", "variant"), key, strict=True))
-        row |= {"sets": len(mine), "covered": float(np.mean([r["covers"] for r in mine]))}
-        row |= {"covered_basic": sum(basic) / len(mine) if basic else None}
-        row |= {"below": float(np.mean([r.get("high", np.nan) < r["true"] for r in mine]))}
-        row |= {"above": float(np.mean([r.get("low", np.nan) > r["true"] for r in mine]))}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            row |= {"width": np.nanquantile(width, (0.25, 0.5, 0.75)).tolist()}
-            row |= {"error": float(np.nanmedian(np.abs(error)))}
             for name in ("distance", "effective_draws", "pareto_shape", "negative", "weak"):
                 row[name] = float(np.nanmedian([r.get(name, np.nan) for r in reports]))
         row |= {"failed": float(np.mean([r.get("failed", 1.0) for r in mine]))}
@@ -141,16 +274,49 @@ def summarise(rows: list) -> list:
     return table
 
 
+def shares(found: list, sets: int) -> dict:
+    """How many intervals cover, how many lie on either side, quartiles of their widths."""
+    width = [one["high"] - one["low"] for one, _ in found]
+    return {
+        "covered": sum(one["covers"] for one, _ in found) / sets,
+        "below": sum(one["high"] < true for one, true in found) / sets,
+        "above": sum(one["low"] > true for one, true in found) / sets,
+        "width": quartiles(width),
+    }
+
+
 def shown(table: list) -> None:
     """Prints the summary."""
-    print("system start variant            sets covered below above  width   |error| distance")
+    print(
+        "system    start variant          kind       sets covered below above  width    bias "
+        "in region"
+    )
     for r in table:
-        print(
-            f"{r['system']:6s} {r['start']:5s} {r['variant']:18s} {r['sets']:4d} "
-            f"{r['covered']:7.2f} {r['below']:5.2f} {r['above']:5.2f} {r['width'][1]:7.4f} "
-            f"{r['error']:7.4f} {r['distance']:8.3g}",
-            flush=True,
-        )
+        for kind in (k for k in KINDS if k in r):
+            one = r[kind]
+            print(
+                f"{r['system']:9s} {r['start']:5s} {r['variant']:16s} {kind:10s} {r['sets']:4d} "
+                f"{one['covered']:7.2f} {one['below']:5.2f} {one['above']:5.2f} "
+                f"{one['width'][1]:7.4f} {r.get('bias', np.nan):7.4f} "
+                f"{r.get('in_region', np.nan):9.2f}",
+                flush=True,
+            )
+
+
+def add(given: argparse.Namespace) -> None:
+    """What else was asked for, into the file that there is."""
+    file = given.out / "dynamics_uncertainty.json"
+    made = json.loads(file.read_text())
+    if given.around_truth:
+        table = around_truth(given.sets, given.draws, given.steps)
+        made["around_truth"] = {"command": f"{COMMAND} --around-truth", "summary": table}
+    for kind in (given.system or (*SYSTEMS, *RANDOM)) if given.bootstrap else ():
+        asked = f'--bootstrap {given.bootstrap} --system "{kind}" --updates {given.updates}'
+        for found in bootstrapped(kind, given):
+            command = {"command": f"{COMMAND} --sets {found['sets']} {asked}"}
+            made.setdefault("bootstrap", {})[kind] = command | found
+            file.write_text(json.dumps(made, indent=1, default=float) + "\n")
+    file.write_text(json.dumps(made, indent=1, default=float) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -162,27 +328,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--restarts", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=50)
-    parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument("--updates", type=int, default=600)
+    parser.add_argument("--around-truth", action="store_true")
+    parser.add_argument("--bootstrap", type=int, default=0, help="draws; 0: none")
+    parser.add_argument("--system", choices=(*SYSTEMS, *RANDOM), action="append")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", RuntimeWarning)
+    if given.around_truth or given.bootstrap:
+        add(given)
+        return 0
     began, rows = time.perf_counter(), []
     cpu = time.process_time()
     for seed in range(given.sets):
-        for kind in SYSTEMS:
+        for kind in (*SYSTEMS, *RANDOM):
             rows += one_set(kind, seed, given)
             print(f"set {seed} {kind}: {time.perf_counter() - began:.0f} s", flush=True)
         table = summarise(rows)
         if given.out is not None:
             made = {
                 "command": COMMAND,
-                "settings": {k: v for k, v in vars(given).items() if k != "out"},
+                "settings": {k: v for k, v in vars(given).items() if k not in APART},
                 "summary": table,
                 "rows": rows,
                 "seconds": time.perf_counter() - began,
                 "cpu_seconds": time.process_time() - cpu,
             }
-            text = json.dumps(made, indent=2, default=float)
+            text = json.dumps(made, indent=1, default=float)
             (given.out / "dynamics_uncertainty.json").write_text(text + "\n")
     shown(table)
     return 0
