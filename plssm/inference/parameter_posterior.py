@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch
 from plssm.analysis.work_bar import WorkBar
 from plssm.data import Dataset
 from plssm.errors import CapabilityError, PlssmError
+from plssm.inference.base import Engine, best_of
 from plssm.inference.filter_likelihood import FilterLikelihood
 from plssm.inference.importance import effective_draws, importance_weights, pareto_shape
 from plssm.inference.information import Information, newton_ascent, observed_information
@@ -240,20 +241,35 @@ def _refitted(
     fresh = copy.deepcopy(fit.model)
     for part in (fresh.dynamics, *fresh.observations.values()):
         part.initialised = False
-    models, method, reasons = [], "bootstrap" if drawn else "restarts", []
+    models: list[StateSpaceModel] = []
+    method, reasons = "bootstrap" if drawn else "restarts", []
     seeds = np.random.SeedSequence(seed).generate_state(draws)
     with WorkBar(method, show=progress) as bar:
         for k, number in enumerate(int(s) % 2**20 for s in seeds):
-            engine: Any = change(seed=number)
             try:
                 some = replicate(fit.model, data, seed=number) if drawn else data
-                models.append(engine.fit(fresh, some, progress=False).model)
+                models.append(_whole_fit(change(seed=number), fresh, some))
             except PlssmError as error:
                 if not drawn:
                     raise
                 reasons.append(str(error))
+            except KeyboardInterrupt:
+                if not models:
+                    raise
+                text = f"interrupted; {len(models)} of {draws} draws are kept"
+                warnings.warn(f"parameter_draws: {text}.", RuntimeWarning, stacklevel=4)
+                break
             bar.report((k + 1) / draws)
     if not models:
         raise PlssmError(f"parameter_draws: no fit of drawn data worked; the last: {reasons[-1]}")
     report = {"failed": len(reasons)} if drawn else {}
     return ParameterDraws(tuple(models), np.full(len(models), 1 / len(models)), method, report)
+
+
+def _whole_fit(engine: Engine, model: StateSpaceModel, data: Dataset) -> StateSpaceModel:
+    """What a fit ends with; half a fit is none."""
+    engine.check_training(model, data)
+    runs = engine.trainings(model, data, None, False)
+    if any(run.interrupted for run in runs):
+        raise KeyboardInterrupt
+    return best_of(runs).model

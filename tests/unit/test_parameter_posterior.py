@@ -215,6 +215,31 @@ def test_a_bootstrap_leaves_out_fits_that_fail(monkeypatch):
         ps.Fit(model).parameter_draws(2, data=data, method="bootstrap")
 
 
+@pytest.mark.filterwarnings("ignore:LaplaceEM")
+@pytest.mark.parametrize("method", ["bootstrap", "restarts"])
+def test_an_interruption_keeps_the_fits_that_ended(method, monkeypatch):
+    model = autoregression(0.8)
+    data = model.simulate(40, seed=3)
+    fit = ps.inference.LaplaceEM(iterations=3).fit(model, data, progress=False)
+    whole = fit.parameter_draws(4, data=data, method=method)
+    trainings, asked = ps.inference.LaplaceEM.trainings, []
+
+    def stopped(self, *arguments):
+        asked.append(1)
+        runs = trainings(self, *arguments)
+        return [run._replace(interrupted=len(asked) == 3) for run in runs]
+
+    monkeypatch.setattr(ps.inference.LaplaceEM, "trainings", stopped)
+    with pytest.warns(RuntimeWarning, match="2 of 4 draws are kept"):
+        kept = fit.parameter_draws(4, data=data, method=method)
+    assert len(asked) == 3
+    np.testing.assert_array_equal(coefficients(kept), coefficients(whole)[:2])
+    np.testing.assert_allclose(kept.weights, 0.5)
+    asked[:] = [1, 1]
+    with pytest.raises(KeyboardInterrupt):
+        fit.parameter_draws(4, data=data, method=method)
+
+
 def test_refusals():
     model = autoregression(0.8)
     data, fit = model.simulate(30, seed=1), ps.Fit(model)
