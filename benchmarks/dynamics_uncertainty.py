@@ -161,12 +161,7 @@ def one_set(kind: str, seed: int, given: argparse.Namespace) -> list:
     start = replace(em, stages=(stage,)).fit(truth, data, progress=False)
     near = ekf.fit(start.model, data, progress=False)
     rows = by_information(near, data, truth, true, given.draws, "truth")
-    fits = []
-    for restart in range(given.restarts):
-        seen = {"x": ps.observations.Gaussian(CHANNELS)}
-        fresh = ps.StateSpaceModel(ps.dynamics.PLRNN(truth.dim), seen)
-        engine = ps.inference.LaplaceEM(seed=restart, iterations=given.iterations)
-        fits.append(engine.fit(fresh, data, progress=False))
+    fits = from_data(truth.dim, data, given)
     evidence = [float(fit.posterior(data).log_evidence.sum()) for fit in fits]
     known = quantity(fits)
     rows.append({"start": "data", "variant": "ensemble"} | described(known, true))
@@ -178,17 +173,15 @@ def one_set(kind: str, seed: int, given: argparse.Namespace) -> list:
     return [{"system": kind, "set": seed, "true": true} | row for row in rows]
 
 
-def from_data(kind: str, seed: int, data: ps.Dataset, given: argparse.Namespace) -> ps.Fit:
-    """The best of several restarts of EM, trained on by EKF."""
+def from_data(dim: int, data: ps.Dataset, given: argparse.Namespace) -> list[ps.Fit]:
+    """Restarts of EM."""
     seen = {"x": ps.observations.Gaussian(CHANNELS)}
-    fresh = ps.StateSpaceModel(ps.dynamics.PLRNN(truth_of(kind, seed).dim), seen)
+    fresh = ps.StateSpaceModel(ps.dynamics.PLRNN(dim), seen)
     engines = [
         ps.inference.LaplaceEM(seed=restart, iterations=given.iterations)
         for restart in range(given.restarts)
     ]
-    fits = [engine.fit(fresh, data, progress=False) for engine in engines]
-    best = max(fits, key=lambda fit: float(fit.posterior(data).log_evidence.sum()))
-    return innovations(given).fit(best.model, data, progress=False)
+    return [engine.fit(fresh, data, progress=False) for engine in engines]
 
 
 def innovations(given: argparse.Namespace) -> ps.inference.EKF:
@@ -203,7 +196,9 @@ def bootstrapped(kind: str, given: argparse.Namespace) -> Iterator[dict]:
         truth = truth_of(kind, seed)
         true = float(ps.analysis.lyapunov_spectrum(truth.dynamics, steps=50 * ORBIT)[0])
         data = truth.simulate(given.steps, seed=seed)
-        fit = from_data(kind, seed, data, given)
+        fits = from_data(truth.dim, data, given)
+        best = max(fits, key=lambda fit: float(fit.posterior(data).log_evidence.sum()))  # noqa: B023
+        fit = innovations(given).fit(best.model, data, progress=False)
         options = {"method": "bootstrap", "draws": given.bootstrap, "data": data, "seed": seed}
         known = ps.analysis.uncertainty(
             fit, "lyapunov_max", steps=ORBIT, progress=False, **options
