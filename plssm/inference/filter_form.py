@@ -10,11 +10,15 @@ from torch import Tensor
 
 from plssm.data import Batch
 from plssm.dynamics import LatentDynamics, LinearDynamics, OneLayerDynamics
+from plssm.errors import CapabilityError, PlssmError
 from plssm.inference.augmented_states import AugmentedStates
+from plssm.inference.filter_options import CHOICES
 from plssm.kernels.innovation_filter import FilterPass, Hinges, filter_plain, innovation_filter
 from plssm.model import StateSpaceModel
 
-__all__ = ["FilterForm", "filter_form", "hinges_of"]
+__all__ = ["PROPAGATIONS", "FilterForm", "check_propagation", "filter_form", "hinges_of"]
+
+PROPAGATIONS = CHOICES["propagation"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class FilterForm:
         first_covariance: [B, D, D].
         drive: What inputs add [B, T, D].
         length: Steps of each trial [B].
+        matched: Whether the moments of the map's values are carried exactly.
     """
 
     step: Hinges | Callable[[Tensor, int], tuple[Tensor, Tensor]]
@@ -36,6 +41,7 @@ class FilterForm:
     first_covariance: Tensor
     drive: Tensor
     length: Tensor
+    matched: bool = False
 
     def run(
         self, score: Tensor, information: Tensor, *, updates: Tensor | None = None,
@@ -45,7 +51,7 @@ class FilterForm:
         compiled = isinstance(self.step, Hinges) and score.device.type == "cpu"
         return (innovation_filter if compiled else filter_plain)(
             self.step, self.noise, self.first_mean, self.first_covariance, score, information,
-            self.drive, length=self.length, updates=updates, third=third,
+            self.drive, length=self.length, updates=updates, third=third, matched=self.matched,
         )  # fmt: skip
 
     def started(self, mean: Tensor, covariance: Tensor, known: Tensor) -> FilterForm:
@@ -81,13 +87,40 @@ def hinges_of(dynamics: LatentDynamics) -> Hinges | None:
     return Hinges(matrix, layer.bias, outer, inner, -kinks.flatten())
 
 
-def filter_form(model: StateSpaceModel, batch: Batch, states: AugmentedStates) -> FilterForm:
+def check_propagation(who: str, model: StateSpaceModel, propagation: str) -> None:
+    """Refuse unknown ways of carrying a state on, and moments of maps that are not known.
+
+    Args:
+        who: Who was asked.
+        model: The model.
+        propagation: "linearised" or "moments" (see :class:`FilterOptions`).
+
+    Raises:
+        PlssmError: If it is neither.
+        CapabilityError: If the map is not one layer of hinges.
+    """
+    if propagation not in PROPAGATIONS:
+        raise PlssmError(f"{who}: propagation is {propagation!r}, wanted one of {PROPAGATIONS}.")
+    if propagation == "moments" and hinges_of(model.dynamics) is None:
+        raise CapabilityError(
+            f"{who}: propagation='moments' needs a map that is one layer of hinges, "
+            f"{type(model.dynamics).__name__} is not; use propagation='linearised'."
+        )
+
+
+def filter_form(
+    model: StateSpaceModel, batch: Batch, states: AugmentedStates, *,
+    propagation: str = "linearised",
+) -> FilterForm:  # fmt: skip
     """The prior of a batch on joined states.
 
     Args:
         model: The model; gradients follow its parameters.
         batch: The trials.
         states: What the states carry along.
+        propagation: "linearised" or "moments" (see :class:`FilterOptions`); a map without hinges
+            is linearised, which is exact if it is linear (:func:`check_propagation` refuses
+            others).
     """
     dynamics, trials, size = model.dynamics, len(batch), states.size
     initial, inputs = dynamics.initial, batch.inputs if dynamics.n_inputs else None
@@ -104,6 +137,7 @@ def filter_form(model: StateSpaceModel, batch: Batch, states: AugmentedStates) -
     return FilterForm(
         step, _padded(dynamics.noise.covariance, size, both=True), _padded(mean, size),
         covariance.expand(trials, size, size), drive, batch.length,
+        propagation == "moments" and hinges is not None and len(hinges.offset) > 0,
     )  # fmt: skip
 
 

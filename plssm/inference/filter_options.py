@@ -9,7 +9,7 @@ from plssm.errors import CapabilityError, PlssmError
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
 
-__all__ = ["FilterOptions", "rectified"]
+__all__ = ["CHOICES", "FilterOptions", "rectified"]
 
 CHOICES = {"propagation": ("linearised", "moments"), "update": ("laplace", "moments")}
 

@@ -12,6 +12,7 @@ from plssm.inference.batch_windows import BatchWindow
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.encoder_starts import EncoderStarts
 from plssm.inference.filter_form import filter_form
+from plssm.inference.filter_options import FilterOptions
 from plssm.inference.filtering import filter_batch
 from plssm.inference.innovations import Innovations, innovations
 from plssm.inference.observed_starts import observed_starts, spread_of
@@ -35,10 +36,14 @@ class FilteredStates:
             what the observations before say without the map (see :func:`observed_starts`),
             "encoder" what a network has learned to make of them (:class:`EncoderStarts`), "data"
             only mean and covariance of all states, so that the window's own data must find it.
+        propagation: How the filter carries a state on (see :class:`FilterOptions`).
     """
 
-    def __init__(self, model: StateSpaceModel, batch: Batch, *, start: str = "filtered") -> None:
-        self.batch, self.start = batch, start
+    def __init__(
+        self, model: StateSpaceModel, batch: Batch, *, start: str = "filtered",
+        propagation: str = "linearised",
+    ) -> None:  # fmt: skip
+        self.batch, self.start, self.propagation = batch, start, propagation
         self.joined = joined_states(model, batch.dt)
         shape = (len(batch), batch.steps, self.joined.size)
         self.point = torch.zeros(shape, dtype=torch.float64)
@@ -59,7 +64,7 @@ class FilteredStates:
         Args:
             model: The model.
         """
-        form = filter_form(model, self.batch, self.joined)
+        form = filter_form(model, self.batch, self.joined, propagation=self.propagation)
         if not self._begun:
             self.point, self._begun = self._guarded(model), True
         found = innovations(model, self.batch, self.joined, form, point=self.point)
@@ -100,10 +105,13 @@ class FilteredStates:
         if not isinstance(model.dynamics, PiecewiseLinear):
             return torch.zeros_like(self.point)
         if self.joined.size == model.dim:
-            mean = filter_batch(model, self.batch).mean
+            options = FilterOptions(propagation=self.propagation)
+            mean = filter_batch(model, self.batch, options).mean
         else:
             prior = ChainPrior.of(model.dynamics, self.batch)
-            mean = torch.from_numpy(run_filter(model, self.batch, prior, self.joined).filtered[0])
+            expected = self.propagation == "moments"
+            run = run_filter(model, self.batch, prior, self.joined, expected=expected)
+            mean = torch.from_numpy(run.filtered[0])
         return torch.where(self._inside(), torch.nan_to_num(mean), 0.0)
 
     def state(self) -> dict[str, Tensor]:

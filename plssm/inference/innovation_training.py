@@ -56,10 +56,11 @@ class InnovationTraining(Problem):
         self.part = self.objective.steps(engine.window, max(engine.warmup, history))
         self.coordinates = ModelCoordinates(model, batch, path)
         self.head = self.objective.head(model)
-        self.states = FilteredStates(model, batch, start=engine.state)
+        how = {"propagation": engine.propagation}
+        self.states = FilteredStates(model, batch, start=engine.state, **how)
         same = check is batch
         start = "filtered" if self.part.closed else engine.state  # whole trials are checked
-        self.checked = self.states if same else FilteredStates(model, check, start=start)
+        self.checked = self.states if same else FilteredStates(model, check, start=start, **how)
         self.windows = _Windows(batch, self.part)
         self.check_windows = self.windows if same else _Windows(check, self.part)
         self.count = engine.batch_size or max(STEPS // min(self.part.scored, batch.steps), 1)
@@ -92,7 +93,7 @@ class InnovationTraining(Problem):
     ) -> Tensor:  # fmt: skip
         """The mean objective of the scored steps of windows that have settled."""
         joined = states.joined
-        form = filter_form(model, window.batch, joined)
+        form = filter_form(model, window.batch, joined, propagation=self.engine.propagation)
         steps = window.batch.steps
         form = form.started(*states.first(window))
         updates = None

@@ -69,7 +69,7 @@ class Innovation(Objective):
         = -\tfrac12 \sum_t \log |2\pi S_t| + v_t^\top S_t^{-1} v_t
 
     The filter's own transition (I - K B) J contracts, so gradients stay bounded however chaotic
-    the map is; and the covariance is the one that the map's Jacobians carry along.
+    the map is; and the covariance is the one that the map itself carries along.
 
     References:
         Herz, Pals, Durstewitz and Koppe 2026, arXiv:2605.31547.
@@ -108,7 +108,7 @@ class OpenLoop(Objective):
     Args:
         horizon: K.
         score: "log", or of Gaussian channels minus the "crps" or the "energy" score.
-        spread: "propagated": the covariance that the Jacobians carry along; "free": standard
+        spread: "propagated": the covariance that the map carries along; "free": standard
             deviations of their own for every channel and horizon (a heteroscedastic head), for
             Gaussian channels. The model's process noise learns nothing from the latter.
 

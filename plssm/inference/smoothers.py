@@ -49,7 +49,8 @@ def smooth(
         method: ``"laplace"``: global Laplace approximation (exact for linear-Gaussian models).
             ``"ekf"``: iterated extended Kalman smoother in covariance form; it serves fine latent
             clocks under BOLD, whose response it can hold as a few linear states
-            (``BOLD(kernel="states")``). It gives marginals.
+            (``BOLD(kernel="states")``). It gives marginals, or whole paths where moments are
+            matched and data have no memory.
             ``"particle"``: particle filter and backward simulation, for any dynamics with a
             ``step``; right up to Monte-Carlo error, which the evidence comes with.
         causal: Give the filtered marginals :math:`p(z_t | y_{1:t})` of a piecewise-linear

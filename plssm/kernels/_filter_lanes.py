@@ -22,6 +22,7 @@ __all__ = [
     "gates",
     "multiply",
     "multiply_symmetric",
+    "multiply_through",
     "solve_lower",
 ]
 
@@ -284,6 +285,31 @@ def multiply_symmetric(out, a, a_row, a_column, b, b_row, b_column, size, scale,
     _symmetric(
         out, 0, size, a, 0, a_row, a_column, b, 0, b_row, b_column, size, size, size, scale, add,
         skip, _ONE,
+    )  # fmt: skip
+
+
+@compiled(inline="always")
+def multiply_through(
+    out, a, a_row, a_column, b, b_row, b_column, size, inner, scale, add
+):  # fmt: skip
+    """Writes or adds scale A B where the result is symmetric and A is not square.
+
+    Args:
+        out: The result.
+        a: A.
+        a_row: Distance between its rows.
+        a_column: Distance between its columns.
+        b: B.
+        b_row: Distance between its rows.
+        b_column: Distance between its columns.
+        size: Rows of the result.
+        inner: Columns of A.
+        scale: A number.
+        add: 0 or 1, whether what is there stays.
+    """
+    _symmetric(
+        out, 0, size, a, 0, a_row, a_column, b, 0, b_row, b_column, size, inner, size, scale, add,
+        0, _ONE,
     )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ cotangents c of the increment, mbar and Pbar of the filtered moments, the adjoin
 
 where first mbar_k -= sum_ij (X + c P / 2)_ij dR_ij/dz_k if R moves with m. That of a prediction
 is noisebar += P^-bar, Jbar = 2 P^-bar J P, Pbar = J' P^-bar J. The map is kept in homogeneous
-coordinates: [J | f] = [L | b] + O diag(on) [I | o], m^- = J m + f + s.
+coordinates: [J | f] = [L | b] + O diag(on) [I | o], m^- = J m + f + s. Exact moments of the map
+are in `_moment_passes`.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ from plssm.kernels._filter_rows import (
     blank,
     copy,
     read,
+    room,
     spread,
     write,
 )
+from plssm.kernels._moment_passes import back_moments, moment_room, predict_moments, repeated
 
 __all__ = ["adjoint_groups", "forward_groups"]
 
@@ -48,31 +51,23 @@ _LOOSE = {"contract", "nsz"}
 
 
 @compiled(inline="always")
-def _room(rows):
-    """Scratch of rows that starts at a multiple of 64 bytes."""
-    room = np.empty((rows + 1) * LANES)
-    first = (-(room.ctypes.data // 8)) % LANES
-    return room[first : first + rows * LANES]
-
-
-@compiled(inline="always")
 def _matrices(size):
     """Scratch of square matrices."""
-    room, n = _room(9 * size * size), size * size * LANES
+    whole, n = room(9 * size * size), size * size * LANES
     return (
-        (room[:n], room[n : 2 * n], room[2 * n : 3 * n], room[3 * n : 4 * n],
-         room[4 * n : 5 * n], room[5 * n : 6 * n]),
-        (room[6 * n : 7 * n], room[7 * n : 8 * n], room[8 * n :]),
+        (whole[:n], whole[n : 2 * n], whole[2 * n : 3 * n], whole[3 * n : 4 * n],
+         whole[4 * n : 5 * n], whole[5 * n : 6 * n]),
+        (whole[6 * n : 7 * n], whole[7 * n : 8 * n], whole[8 * n :]),
     )  # fmt: skip
 
 
 @compiled(inline="always")
 def _vectors(size):
     """Scratch of vectors."""
-    room, n = _room(7 * size), size * LANES
+    whole, n = room(7 * size), size * LANES
     return (
-        (room[:n], room[n : 2 * n], room[2 * n : 3 * n]),
-        (room[3 * n : 4 * n], room[4 * n : 5 * n], room[5 * n : 6 * n], room[6 * n :]),
+        (whole[:n], whole[n : 2 * n], whole[2 * n : 3 * n]),
+        (whole[3 * n : 4 * n], whole[4 * n : 5 * n], whole[5 * n : 6 * n], whole[6 * n :]),
     )
 
 
@@ -149,7 +144,7 @@ def _gained(q, before, after, scratch, gain, fault, out, first, step, length, si
 
 
 @compiled(fastmath=_LOOSE)
-def forward_groups(maps, start, signals, updates, length, out, kept, begin, end, size):
+def forward_groups(maps, start, signals, updates, length, out, kept, matched, begin, end, size):
     """Filters groups of trials.
 
     Args:
@@ -159,7 +154,10 @@ def forward_groups(maps, start, signals, updates, length, out, kept, begin, end,
         updates: bool [T], whether a step's data change the state.
         length: [B], 0 for lanes without a trial.
         out: (increment [T, 1, B], m^- [T, D, B], P^- [T, D D, B], m, P).
-        kept: [G, T, D (D + 1) lanes], receives [J | f]; or [G, 1, ...] where no adjoint follows.
+        kept: [G, T, D (D + 1) lanes], receives [J | f]; or [G, 1, ...] where no adjoint follows
+            (unused with `matched`).
+        matched: None, or anything else where moments are carried exactly, not by [J | f]; there is
+            a compiled version of each.
         begin: First group.
         end: Last group, excluded.
         size: Unused; a common signature of what is shared between threads.
@@ -168,12 +166,13 @@ def forward_groups(maps, start, signals, updates, length, out, kept, begin, end,
     score, information, drive = signals
     increment, before_all, before_cov_all, after_all, after_cov_all = out
     dim, units = score.shape[1], inner.size // (score.shape[1] + 1)
-    r, p = _room(dim * dim), _room(dim * dim)
-    before_cov, after_cov = _room(dim * dim), _room(dim * dim)
-    q, m, before, after = _room(dim), _room(dim + 1), _room(dim), _room(dim)
+    r, p = room(dim * dim), room(dim * dim)
+    before_cov, after_cov = room(dim * dim), room(dim * dim)
+    q, m, before, after = room(dim), room(dim + 1), room(dim), room(dim)
     m[dim * LANES :] = 1.0
-    scratch = _room(dim * dim), _room(dim * dim), _room(dim * dim), _room(dim)
-    on, gain, fault, eye = _room(units), _room(1), _room(1), np.eye(dim).reshape(-1)
+    scratch = room(dim * dim), room(dim * dim), room(dim * dim), room(dim)
+    on, gain, fault, eye = room(units), room(1), room(1), np.eye(dim).reshape(-1)
+    exact, lane_maps = moment_room(units, dim, matched), repeated(maps, matched)
     for group in range(begin, end):
         first = group * LANES
         longest, shortest = _lasts(length, first)
@@ -184,10 +183,13 @@ def forward_groups(maps, start, signals, updates, length, out, kept, begin, end,
                 read(start[0], 0, first, before, t, length, ended)
                 read(start[1], 0, first, before_cov, t, length, ended)
             else:
-                jacobian = kept[group, t if kept.shape[1] > 1 else 0]
-                gates(inner, m, on, units, dim)
-                gated_product(linear, outer, on, inner, jacobian, units, dim)
-                _predict(m, p, jacobian, noise, scratch[0], before, before_cov, dim)
+                if matched is not None:
+                    predict_moments(lane_maps, m, p, noise, exact, before, before_cov, units, dim)
+                else:
+                    jacobian = kept[group, t if kept.shape[1] > 1 else 0]
+                    gates(inner, m, on, units, dim)
+                    gated_product(linear, outer, on, inner, jacobian, units, dim)
+                    _predict(m, p, jacobian, noise, scratch[0], before, before_cov, dim)
                 add(drive, t, first, before, length, ended)
                 if ended:
                     blank(before, dim, t, length, first)
@@ -299,6 +301,22 @@ def _learn(outer, on, inner, e, to_linear, to_outer, to_inner, units, size):
     add_gated(to_inner, wide, on, outer, 1, units, e, wide, 1, units, size, wide)
 
 
+@compiled(fastmath=_LOOSE)
+def _back_map(
+    matched, maps, lane_maps, m, p, jacobian, exact, rows, to_m, to_p, learned, wanted, units, size
+):
+    """Pulls cotangents of a prediction back, and adds what it says about the map."""
+    if matched is not None:
+        back_moments(lane_maps, m, p, exact, to_m, to_p, learned, wanted, units, size)
+    else:
+        (_, outer, inner, _), (on, work, e) = maps, rows
+        to_linear, to_outer, to_inner = learned
+        _back_predict(m, p, jacobian, to_m, to_p, work, e, size)
+        if wanted:
+            gates(inner, m, on, units, size)
+            _learn(outer, on, inner, e, to_linear, to_outer, to_inner, units, size)
+
+
 @compiled(inline="always")
 def _sum_lanes(rows, totals):
     """Adds the sum over lanes of each row to its total."""
@@ -309,8 +327,8 @@ def _sum_lanes(rows, totals):
 
 @compiled(fastmath=_LOOSE)
 def adjoint_groups(
-    maps, signals, updates, length, out, kept, third, given, wanted, sums, to_start, to_signals,
-    begin, end, size,
+    maps, signals, updates, length, out, kept, matched, third, given, wanted, sums, to_start,
+    to_signals, begin, end, size,
 ):  # fmt: skip
     """Propagates cotangents of the results back to everything else.
 
@@ -321,6 +339,7 @@ def adjoint_groups(
         length: As in `forward_groups`.
         out: As the forward pass left it.
         kept: As the forward pass left it.
+        matched: As in `forward_groups`.
         third: dR_ij/dz_k [B, T, D D, D], or empty; here trials come first.
         given: Cotangents of `out`; an empty one is zero.
         wanted: (map, information): whether their gradients are.
@@ -331,21 +350,20 @@ def adjoint_groups(
         end: Last group, excluded.
         size: As in `forward_groups`.
     """
-    _, outer, inner, _ = maps
     score, information, _ = signals
     _, before_all, _, after_all, after_cov_all = out
     to_score, to_information, to_drive = to_signals
-    dim, units = score.shape[1], inner.size // (score.shape[1] + 1)
+    dim, units = score.shape[1], maps[2].size // (score.shape[1] + 1)
     (r, p, to_r, to_p, later_p, around), (f, work, to_noise) = _matrices(dim)
     (q, before, to_q), (to_m, later_m, g, h) = _vectors(dim)
-    m, e, to_linear = _room(dim + 1), _room(dim * (dim + 1)), _room(dim * (dim + 1))
+    m, c, rows = room(dim + 1), room(1), (room(units), work, room(dim * (dim + 1)))
     m[dim * LANES :] = 1.0
-    on, c = _room(units), _room(1)
-    to_outer, to_inner = _room(units * dim), _room(units * (dim + 1))
+    learned = room(dim * (dim + 1)), room(units * dim), room(units * (dim + 1))
+    exact, lane_maps = moment_room(units, dim, matched), repeated(maps, matched)
     for group in range(begin, end):
         first = group * LANES
         longest, shortest = _lasts(length, first)
-        for x in (later_m, later_p, to_r, to_noise, to_linear, to_outer, to_inner):
+        for x in (later_m, later_p, to_r, to_noise, learned[0], learned[1], learned[2]):
             x[:] = 0.0
         _clear((*to_start, *to_signals), to_drive, longest, first)
         for t in range(longest - 1, -1, -1):
@@ -383,11 +401,11 @@ def adjoint_groups(
             accumulate(to_noise, to_p)
             write(to_m, to_drive, t, first)
             _read_passed(out, updates[t - 1], t - 1, first, m, p, length, ended)
-            _back_predict(m, p, kept[group, t], to_m, to_p, work, e, dim)
-            if wanted[0]:
-                gates(inner, m, on, units, dim)
-                _learn(outer, on, inner, e, to_linear, to_outer, to_inner, units, dim)
+            _back_map(
+                matched, maps, lane_maps, m, p, kept[group, t if kept.shape[1] > 1 else 0], exact,
+                rows, to_m, to_p, learned, wanted[0], units, dim,
+            )  # fmt: skip
             copy(later_m, to_m)
             copy(later_p, to_p)
-        for x, total in zip((to_linear, to_outer, to_inner, to_noise), sums):
+        for x, total in zip((learned[0], learned[1], learned[2], to_noise), sums):
             _sum_lanes(x, total[group])

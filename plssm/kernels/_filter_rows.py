@@ -6,6 +6,7 @@ capitals come with an offset.
 
 from __future__ import annotations
 
+import numpy as np
 from numba.core import cgutils
 
 from plssm.kernels._compile import compiled
@@ -20,6 +21,7 @@ __all__ = [
     "blank",
     "copy",
     "read",
+    "room",
     "spread",
     "write",
 ]
@@ -98,6 +100,14 @@ def _balance(e, C, H, M, G, V, P, R, AROUND, TO_Q, TO_R, TO_P, ONES, REST, size)
 _move, _spread, _symmetric_part, _balance = (
     operation(x, apart=True) for x in (_move, _spread, _symmetric_part, _balance)
 )
+
+
+@compiled(inline="always")
+def room(rows):
+    """Scratch of rows that starts at a multiple of 64 bytes."""
+    found = np.empty((rows + 1) * LANES)
+    first = (-(found.ctypes.data // 8)) % LANES
+    return found[first : first + rows * LANES]
 
 
 @compiled(inline="always")

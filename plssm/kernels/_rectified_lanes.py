@@ -23,7 +23,7 @@ from plssm.kernels._bivariate import rectified_covariance
 from plssm.kernels._compile import compiled
 from plssm.kernels._exponential import exponential
 
-__all__ = ["LANES", "rectify_lanes", "rectify_units"]
+__all__ = ["LANES", "normal_lanes", "rectify_lanes", "rectify_units"]
 
 LANES = 96
 _PRECISE = {"contract", "nsz"}
@@ -104,6 +104,20 @@ def rectify_units(mean, variance, sd, a, cdf, pdf, expected, spread):
         value = lower + bounded * (bounded * lower * upper + density * (upper - lower))
         value -= density * density
         spread[x] = 0.0 if value < 0.0 else value * sd[x] * sd[x]
+
+
+@compiled(fastmath=_PRECISE)
+def normal_lanes(a, cdf, pdf):
+    """Distribution function and density of standard normals, elementwise.
+
+    Args:
+        a: Arguments, finite.
+        cdf: Receives the distribution function.
+        pdf: Receives the density.
+    """
+    _upper_tails(a, pdf, cdf)
+    for x in range(a.size):
+        cdf[x] = 1.0 - cdf[x] if a[x] > 0.0 else cdf[x]
 
 
 @compiled

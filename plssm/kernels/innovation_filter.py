@@ -6,6 +6,8 @@ r"""Differentiable extended Kalman filter of maps with one layer of hinges.
 
     \ell_t = q_t^\top m^-_t - \tfrac12 m^{-\top}_t R_t m^-_t + \tfrac12 g_t^\top P_t g_t
     - \tfrac12 \log |I + P^-_t R_t|
+
+or with m^- and P^- the exact mean and covariance of F's values under N(m_{t-1}, P_{t-1}).
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ from torch import Tensor
 
 from plssm.kernels._filter_lanes import LANES
 from plssm.kernels._filter_passes import adjoint_groups, forward_groups
+from plssm.kernels._moment_twin import matched_moments
 from plssm.kernels._threads import over_trials
 
 __all__ = ["FilterPass", "Hinges", "filter_plain", "innovation_filter"]
+
+PAIR = 100  # multiplications that the moments of two hinges are worth
 
 
 class Hinges(NamedTuple):
@@ -80,6 +85,7 @@ def filter_plain(
     length: Tensor | None = None,
     updates: Tensor | None = None,
     third: Tensor | None = None,
+    matched: bool = False,
 ) -> FilterPass:
     """Plain twin: a loop over time, for any map, on any device.
 
@@ -98,6 +104,8 @@ def filter_plain(
         third: dR_ij/dz_k [B, T, D, D, D] where terms were expanded around the filtered mean itself
             (q changes by dR z, the constant by -z'dR z/2), so that gradients know that the point
             moves with the parameters.
+        matched: Whether mean and covariance of the map's values are carried exactly, instead of
+            by its Jacobian at the mean; `step` must be :class:`Hinges` then.
 
     Returns:
         Moments and increments.
@@ -111,9 +119,12 @@ def filter_plain(
     for t in range(steps):
         before, before_cov = m, p
         if t:
-            before, jacobian = step(m, t)
-            before = before + drive[:, t]
-            before_cov = jacobian @ p @ jacobian.mT + noise
+            if matched:
+                before, before_cov = matched_moments(*step, m, p)
+            else:
+                before, jacobian = step(m, t)
+                before_cov = jacobian @ p @ jacobian.mT
+            before, before_cov = before + drive[:, t], before_cov + noise
         at = None if third is None else third[:, t]
         after, after_cov, gained = _update(before, before_cov, score[:, t], information[:, t], at)
         out.append((gained, before, before_cov, after, after_cov))
@@ -167,6 +178,7 @@ def innovation_filter(
     length: Tensor | None = None,
     updates: Tensor | None = None,
     third: Tensor | None = None,
+    matched: bool = False,
 ) -> FilterPass:
     """Does what `filter_plain` does for hinges, compiled, on the CPU, with a written adjoint.
 
@@ -186,6 +198,8 @@ def innovation_filter(
         length: [B]; all T when None.
         updates: bool [T]; all when None.
         third: dR_ij/dz_k [B, T, D, D, D], symmetric in i and j, or None. It gets no gradient.
+        matched: Whether mean and covariance of the map's values are carried exactly, instead of
+            by its Jacobian at the mean.
 
     Returns:
         Moments and increments in the precision of the arguments. Where an indefinite R leaves no
@@ -198,7 +212,7 @@ def innovation_filter(
     tensors = (*hinges, noise, first_mean, first_covariance, score, information, drive)
     kind = functools.reduce(torch.promote_types, (x.dtype for x in tensors))
     _check(hinges, tensors[5:], third)
-    found = _Filter.apply(*(x.double() for x in tensors), (length, updates, third))
+    found = _Filter.apply(*(x.double() for x in tensors), (length, updates, third, matched))
     return FilterPass(*(x.to(kind) for x in found))
 
 
@@ -232,7 +246,8 @@ class _Run:
         linear, bias, outer, inner, offset, noise, mean, covariance, score, information, drive = (
             x.detach() for x in tensors
         )
-        length, updates, third = options
+        length, updates, third, matched = options
+        self.matched = True if matched else None
         self.batch, self.steps, self.dim = score.shape
         self.groups = -(-self.batch // LANES)
         self.wide = self.groups * LANES
@@ -253,6 +268,7 @@ class _Run:
             shape = (self.batch, self.steps, self.dim**2, self.dim)
             self.third = third.detach().double().contiguous().numpy().reshape(shape)
         many = self.dim * (self.dim + 1) * LANES
+        keep = keep and not self.matched
         self.kept = torch.empty(self.groups, self.steps if keep else 1, many, dtype=score.dtype)
         self.kept = self.kept.numpy()
 
@@ -277,6 +293,7 @@ class _Run:
         """Runs a kernel on all groups, shared between threads."""
         ends = self.length.reshape(self.groups, LANES).max(1)
         many = self.dim * (self.dim + 1) ** 2 + self.dim * len(self.maps[1])
+        many += (PAIR if self.matched else 0) * (len(self.maps[1]) // self.dim) ** 2
         over_trials(kernel, arguments, length=ends * (many * LANES), m=1)
 
 
@@ -292,7 +309,7 @@ class _Filter(torch.autograd.Function):
         run.out = tuple(run.empty(steps, n) for n in (1, d, d * d, d, d * d))
         run.call(
             forward_groups, run.maps, run.start, run.signals, run.updates, run.length, run.out,
-            run.kept,
+            run.kept, run.matched,
         )  # fmt: skip
         ctx.run = run
         shapes = ((), (d,), (d, d), (d,), (d, d))
@@ -314,7 +331,7 @@ class _Filter(torch.autograd.Function):
         signals = run.empty(steps, d), run.empty(rows, d * d), run.empty(steps, d)
         run.call(
             adjoint_groups, run.maps, run.signals, run.updates, run.length, run.out, run.kept,
-            run.third, given, (any(needs[:5]), needs[9]), sums, start, signals,
+            run.matched, run.third, given, (any(needs[:5]), needs[9]), sums, start, signals,
         )  # fmt: skip
         linear, outer, inner, noise = (torch.from_numpy(x.sum(0)) for x in sums)
         linear, inner = linear.view(d, d + 1), inner.view(-1, d + 1)

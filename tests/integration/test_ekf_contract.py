@@ -25,6 +25,13 @@ class TestCountsAndLabels(EngineContract):
         )
 
 
+class TestMoments(EngineContract):
+    def create(self):
+        return EKF(
+            steps=8, checks=2, window=8, warmup=4, start_iterations=2, propagation="moments"
+        )
+
+
 class TestShallow(EngineContract):
     """A map without a closed-form M-step, on its own clock or not."""
 

@@ -53,14 +53,26 @@ def test_in_pairs(small, observed_by_two):
     assert bool(torch.isfinite(guess.mean.reshape(*guess.mean.shape[:2], -1)[seen]).all())
 
 
+@pytest.mark.parametrize("names", [["gaussian"], ["gaussian", "bold"], ["gaussian", "poisson"]])
+def test_matched_moments(small, names):
+    """Paths with memory, and of counts, are inferred as a whole."""
+    data = small.data(names)
+    engine = EKF(**{**SETTINGS, "start": "model", "propagation": "moments"})
+    fit = engine.fit(small.model(names), data, progress=False)
+    post = finite(fit, data)
+    assert post.evidence_kind == ("moments" if names == ["gaussian"] else "laplace")
+    assert fit.posterior(data, causal=True).evidence_kind == "moments"
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"objective": OpenLoop(horizon=3)},
         {"objective": OpenLoop(horizon=1), "state": "data"},
         {"modality_weights": "null-fisher"},
+        {"propagation": "moments"},
     ],
-    ids=["open loop", "one step", "tempered"],
+    ids=["open loop", "one step", "tempered", "moments"],
 )
 def test_everything_at_once(small, options):
     names = ["gaussian", "poisson", "negative_binomial", "categorical", "ordinal", "bold"]

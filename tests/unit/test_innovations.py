@@ -15,6 +15,7 @@ from plssm.errors import CapabilityError, DataError, PlssmError
 from plssm.inference import EKF, Innovation, OpenLoop
 from plssm.inference.batch_windows import BatchWindows
 from plssm.inference.filter_form import filter_form, hinges_of
+from plssm.inference.filter_options import FilterOptions
 from plssm.inference.filtered_states import FilteredStates
 from plssm.inference.filtering import filter_batch
 from plssm.inference.innovation_training import InnovationTraining
@@ -73,9 +74,9 @@ def problem(dynamics="plrnn", observed="gaussian", *, inputs=False, steps=12, ga
     return model, ps.Dataset.from_arrays(arrays, dt, kinds=kinds, check_channels=False)
 
 
-def likelihood(model, batch, **options):
+def likelihood(model, batch, *, propagation="linearised", **options):
     states = joined_states(model, batch.dt)
-    form = filter_form(model, batch, states)
+    form = filter_form(model, batch, states, propagation=propagation)
     return innovations(model, batch, states, form, sweeps=60, **options)
 
 
@@ -88,33 +89,36 @@ def test_hinges_are_the_map(dynamics):
     torch.testing.assert_close(jacobian, model.dynamics.jacobian(z), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("propagation", ["linearised", "moments"])
 @pytest.mark.parametrize(
     "dynamics, observed",
     [(d, "gaussian") for d in MAPS] + [("plrnn", x) for x in OBSERVED if x != "gaussian"],
 )
-def test_evidence_is_that_of_the_filter_without_gradients(dynamics, observed):
+def test_evidence_is_that_of_the_filter_without_gradients(dynamics, observed, propagation):
     model, data = problem(dynamics, observed)
     batch = data.batch()
-    found = likelihood(model, batch)
+    found = likelihood(model, batch, propagation=propagation)
     assert bool(found.settled.all()) and float(found.moved.max()) < 1e-6
     with torch.no_grad():
-        want = filter_batch(copy.deepcopy(model), batch).log_evidence
+        options = FilterOptions(propagation=propagation)
+        want = filter_batch(copy.deepcopy(model), batch, options).log_evidence
     # a few linear states stand in for the response: about a percent of its peak
     # and where curvature is not positive sweeps settle slowly
     tolerance = {"states": 5e-3, "zero-inflated": 1e-5}.get(observed, 1e-7)
     torch.testing.assert_close(found.increment.sum(1), want, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("propagation", ["linearised", "moments"])
 @pytest.mark.parametrize(
     "dynamics, observed",
     [(d, "gaussian") for d in MAPS] + [("plrnn", x) for x in OBSERVED if x != "gaussian"],
 )
-def test_gradients_are_those_of_the_settled_filter(dynamics, observed):
+def test_gradients_are_those_of_the_settled_filter(dynamics, observed, propagation):
     """Central differences along a random direction of each parameter."""
     model, data = problem(dynamics, observed)
-    batch = data.batch()
+    batch, how = data.batch(), {"propagation": propagation}
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.numel()]
-    value = likelihood(model, batch).increment.sum()
+    value = likelihood(model, batch, **how).increment.sum()
     slopes = torch.autograd.grad(value, [p for _, p in named], allow_unused=True)
     generator = torch.Generator().manual_seed(5)
     for (name, p), slope in zip(named, slopes, strict=True):
@@ -123,7 +127,7 @@ def test_gradients_are_those_of_the_settled_filter(dynamics, observed):
         for sign in (1, -1):
             with torch.no_grad():
                 p.add_(sign * 1e-5 * along)
-                ends.append(float(likelihood(model, batch).increment.sum()))
+                ends.append(float(likelihood(model, batch, **how).increment.sum()))
                 p.add_(-sign * 1e-5 * along)
         want = (ends[0] - ends[1]) / 2e-5
         got = 0.0 if slope is None else float((slope * along).sum())
