@@ -28,7 +28,8 @@ class Uncertain:
         name: What the quantity is called.
         values: Its values under the draws that worked: an array [n, ...], or a list of objects.
         weights: Weights of these draws [n], which sum to one.
-        estimate: The quantity of the fit itself; None where that failed, or without a fit.
+        estimate: The quantity of the model that the draws are around (the mode of the parameter
+            posterior, or the fit itself); None where that failed, or where there is none.
         draws: Number of all draws.
         failures: Number and reason of each draw that did not work.
         failed_share: Weight of the draws that did not work, between 0 and 1.

@@ -71,14 +71,16 @@ def uncertainty(
         workers: Processes that evaluate a quantity, which must then be a name or a function of a
             module; a script needs the usual ``if __name__ == "__main__":``.
         posterior: Options of :meth:`plssm.Fit.parameter_draws`, such as
-            ``{"newton_steps": 20, "importance": True}``.
+            ``{"newton_steps": 100, "importance": True}``.
         progress: True or False; None shows a bar on a terminal if it takes long.
         **options: Options of a named quantity: those of :func:`lyapunov_spectrum`,
             :func:`fixed_points` or :func:`plssm.metrics.state_space_divergence`; ``steps`` of a
             free run.
 
     Returns:
-        Values, intervals, the share of draws that failed (an orbit that diverged) with reasons.
+        Values, intervals, the share of draws that failed (an orbit that diverged) with reasons;
+        ``estimate`` is the quantity of the model that draws are around: the mode that Newton steps
+        led to, the fit for the other methods.
 
     Raises:
         CapabilityError: If data are missing that the method or the quantity needs.
@@ -155,7 +157,7 @@ def _drawn(
         settings = {"method": chosen, "data": data, "seed": seed, "progress": progress}
         found = source.parameter_draws(draws, **settings | posterior)
         shared = chosen == "information"
-        return _Draws(list(found), found.weights, source.model, found.method, found.report, shared)
+        return _Draws(list(found), found.weights, found.centre, found.method, found.report, shared)
     weights, known, report = getattr(source, "weights", None), "models", {}
     if weights is not None:
         known, report = source.method, source.report
@@ -177,7 +179,8 @@ def _drawn(
         raise CapabilityError(f"uncertainty: method {method!r} needs a fit; these are {known}")
     even = np.full(len(models), 1.0 / len(models))
     weights = even if weights is None else np.asarray(weights, dtype=np.float64)
-    return _Draws(models, weights, None, known, report, known not in ("restarts", "guide"))
+    centre = getattr(source, "centre", None)
+    return _Draws(models, weights, centre, known, report, known not in ("restarts", "guide"))
 
 
 def _evaluated(function: Callable[[Any], Any], model: Any) -> _Outcome:

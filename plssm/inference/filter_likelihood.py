@@ -12,7 +12,7 @@ from torch import Tensor
 from plssm.data import Dataset
 from plssm.errors import CapabilityError, PlssmError
 from plssm.inference.base import working_copy
-from plssm.inference.filter_form import filter_form
+from plssm.inference.filter_form import check_propagation, filter_form
 from plssm.inference.filtered_states import FilteredStates
 from plssm.inference.innovations import innovations
 from plssm.inference.model_coordinates import ModelCoordinates
@@ -39,7 +39,7 @@ class Slope(NamedTuple):
 
 
 class FilterLikelihood:
-    r"""Log posterior density of a model's free parameters, through the extended Kalman filter.
+    r"""Log posterior density of a model's free parameters, through a Gaussian filter.
 
     .. math:: \sum_t \log p_\theta(y_t | y_{1:t-1}) - \tfrac{r}{2} \|W_\theta\|^2 - g(\theta)
         - \tfrac12 \|\sigma - \hat\sigma\|^2
@@ -53,14 +53,20 @@ class FilterLikelihood:
         model: The model; a copy is taken.
         data: The training data.
         ridge: Precision r of the prior on the weights of the hinges.
+        propagation: How the filter carries a state on (see :class:`FilterOptions`).
     """
 
-    def __init__(self, model: StateSpaceModel, data: Dataset, *, ridge: float = 0.0) -> None:
+    def __init__(
+        self, model: StateSpaceModel, data: Dataset, *, ridge: float = 0.0,
+        propagation: str = "linearised",
+    ) -> None:  # fmt: skip
         self.model, self.batch, self.ridge = working_copy(model), data.batch(), ridge
+        check_propagation("parameter_draws", model, propagation)
+        self.propagation = propagation
         path = rough_path(self.model, data)
         self.coordinates = ModelCoordinates(self.model, self.batch, path)
         self.parts = [p for p in self.coordinates.parameters() if p.numel()]
-        filtered = FilteredStates(self.model, self.batch)
+        filtered = FilteredStates(self.model, self.batch, propagation=propagation)
         self.states, self.point = filtered.joined, None
         if not all(o.quadratic for o in self.model.observations.values()):
             filtered.refresh(self.model)
@@ -106,7 +112,7 @@ class FilterLikelihood:
         Args:
             model: The model that follows from the parameters (``coordinates.moving()``).
         """
-        form = filter_form(model, self.batch, self.states)
+        form = filter_form(model, self.batch, self.states, propagation=self.propagation)
         found = innovations(model, self.batch, self.states, form, point=self.point)
         return found.increment[self.batch.time_mask]
 

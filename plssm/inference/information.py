@@ -12,11 +12,12 @@ from torch import Tensor
 from plssm.errors import CapabilityError, PlssmError
 from plssm.inference.filter_likelihood import FilterLikelihood
 
-__all__ = ["Information", "newton_ascent", "observed_information"]
+__all__ = ["Information", "mode_information", "newton_ascent", "observed_information"]
 
 STEP = 1e-4  # of the differences, over the square root of the number of steps
 INERT = 1e-24  # information of a parameter that nothing depends on, as a share of the most
 GAUGE = 1e-10  # share of the scores' variance below which a direction changes no step's density
+ROUNDS, NEAR = 4, 0.1  # measurements of curvature, and the distance to a mode that ends them
 RISE = 1e-4  # nats that a Newton step must promise
 
 
@@ -39,6 +40,8 @@ class Information:
         gradient: Of the log posterior density [P].
         value: The log posterior density, up to a constant.
         roots: R [P, rank].
+        climb: R beside directions with negative curvature, in units of its size
+            [P, rank + negative].
         inert: Parameters that no density depends on.
         gauge: Directions along which no step's density changes.
         weak: Other directions that are held, because their curvature is below the share asked for.
@@ -51,6 +54,7 @@ class Information:
     gradient: Tensor
     value: float
     roots: Tensor
+    climb: Tensor
     inert: int
     gauge: int
     weak: int
@@ -159,21 +163,58 @@ def _solved(scores: Tensor, likelihood: Tensor, prior: Tensor, share: float) -> 
     basis = axes[:, informed]
     whole = (likelihood + prior)[alive][:, alive] * unit * unit[:, None]
     curvature, directions = torch.linalg.eigh(basis.T @ whole @ basis)
-    kept = curvature > share
-    found = (basis @ directions[:, kept]) * curvature[kept].rsqrt()
-    roots = likelihood.new_zeros(len(alive), int(kept.sum()))
-    roots[alive] = unit[:, None] * found
-    negative = int((curvature < -share).sum())
+    told = curvature.abs() > share
+    climb = likelihood.new_zeros(len(alive), int(told.sum()))
+    climb[alive] = unit[:, None] * (basis @ directions[:, told]) * curvature[told].abs().rsqrt()
+    kept, negative = curvature > share, int((curvature < -share).sum())
     return {
-        "roots": roots, "inert": int((~alive).sum()), "gauge": int((~informed).sum()),
-        "negative": negative, "weak": int((~kept).sum()) - negative,
+        "roots": climb[:, curvature[told] > 0], "climb": climb, "inert": int((~alive).sum()),
+        "gauge": int((~informed).sum()), "negative": negative,
+        "weak": int((~kept).sum()) - negative,
     }  # fmt: skip
 
 
+def mode_information(
+    problem: FilterLikelihood, *, steps: int, share: float = 1e-4,
+    report: Callable[[float], None] | None = None,
+) -> tuple[Information, float]:  # fmt: skip
+    """Goes to a nearby mode and measures the curvature there.
+
+    Newton steps hold the curvature of where they start; where they end away from a mode, they
+    start anew, a few times.
+
+    Args:
+        problem: The likelihood; its parameters are moved.
+        steps: Steps at most, each time; none leave the parameters where they are.
+        share: See :func:`observed_information`.
+        report: Called with the share of the work that is done, for every measurement.
+
+    Returns:
+        The curvature, and the rise of the log posterior density in nats.
+    """
+    information, rise = observed_information(problem, share=share, report=report), 0.0
+    for _ in range(ROUNDS if steps else 0):
+        gained = newton_ascent(problem, information, steps)
+        if not gained > RISE:
+            problem.move(information.point)
+            break
+        try:
+            there = observed_information(problem, share=share, report=report)
+        except PlssmError:  # no curvature there: stay where there is
+            problem.move(information.point)
+            break
+        rise, information = rise + gained, there
+        if information.distance < NEAR and not information.negative:
+            break
+    return information, rise
+
+
 def newton_ascent(problem: FilterLikelihood, information: Information, steps: int) -> float:
-    r"""Goes to a nearby mode by Newton steps that never go downhill, with the curvature held.
+    r"""Goes uphill by Newton steps that never go downhill, with the curvature held.
 
     .. math:: \theta \leftarrow \theta + a\, R R^\top g(\theta), \quad a = 1, \tfrac12, \dots
+
+    where negative curvature counts by its size, so that saddles are left.
 
     Args:
         problem: The likelihood; its parameters are moved.
@@ -186,10 +227,10 @@ def newton_ascent(problem: FilterLikelihood, information: Information, steps: in
     point, value = information.point, information.value
     for _ in range(steps):
         here = problem.slope(point)
-        ahead = information.roots.T @ (here.likelihood + here.prior)
+        ahead = information.climb.T @ (here.likelihood + here.prior)
         if not float(ahead.square().sum()) > 2.0 * RISE:
             break
-        move = information.roots @ ahead
+        move = information.climb @ ahead
         lengths = (0.5**k for k in range(8))
         tried = ((point + a * move, problem.value(point + a * move)) for a in lengths)
         better = next((found for found in tried if found[1] > value), None)

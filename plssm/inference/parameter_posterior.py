@@ -17,9 +17,10 @@ from plssm.analysis.work_bar import WorkBar
 from plssm.data import Dataset
 from plssm.errors import CapabilityError, PlssmError
 from plssm.inference.base import Engine, best_of
+from plssm.inference.filter_form import hinges_of
 from plssm.inference.filter_likelihood import FilterLikelihood
 from plssm.inference.importance import effective_draws, importance_weights, pareto_shape
-from plssm.inference.information import Information, newton_ascent, observed_information
+from plssm.inference.information import Information, mode_information
 from plssm.inference.replicates import replicate
 from plssm.model import StateSpaceModel
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ParameterDraws", "parameter_draws"]
 
 METHODS = ("information", "bootstrap", "restarts")
+MOST_HINGES = 32  # of which moments are matched unasked: all pairs are treated
 FAR = 2.0  # posterior standard deviations from the mode that are worth a warning
 
 
@@ -41,12 +43,14 @@ class ParameterDraws:
         weights: Their weights [n], which sum to one.
         method: Where they come from.
         report: What is known about the draws, by name; see :func:`parameter_draws`.
+        centre: The model that they are drawn around; None where there is none.
     """
 
     models: tuple[StateSpaceModel, ...]
     weights: np.ndarray
     method: str
     report: dict[str, float]
+    centre: StateSpaceModel | None = None
 
     def __len__(self) -> int:
         return len(self.models)
@@ -71,9 +75,10 @@ def parameter_draws(
     method: str = "information",
     seed: int = 0,
     share: float = 1e-4,
-    newton_steps: int = 0,
+    newton_steps: int | None = None,
     importance: bool = False,
     limit: int = 400,
+    propagation: str | None = None,
     progress: bool | None = None,
 ) -> ParameterDraws:
     r"""Draws models from the posterior of the parameters.
@@ -81,12 +86,15 @@ def parameter_draws(
     .. math:: \theta \sim \mathcal N(\hat\theta, H^{+}), \qquad
         H = -\nabla^2_\theta \Big[ \sum_t \log p_\theta(y_t | y_{1:t-1}) + \log p(\theta) \Big]
 
-    "information": the likelihood is that of an extended Kalman filter's innovations, exact for
-    linear-Gaussian models; the prior is the engine's ridge on hinge weights and the map's
-    regularizer. Directions that leave the density of every step as it is (scalings, rotations
-    and shifts of the latent space, whichever the model allows) are held, as are those with little
-    or negative curvature: the report counts them. With modality weights other than one the
-    likelihood is a tempered one and intervals have no coverage to expect.
+    "information": the likelihood is that of a Gaussian filter's innovations, exact for
+    linear-Gaussian models and nearly so with matched moments; the prior is the engine's ridge on
+    hinge weights and the map's regularizer. Where observations are Gaussian, Newton steps go to
+    the mode of that density first, whichever engine the fit is by, because engines stop short of
+    it: fits near the same mode, with the same ridge, give nearly the same draws. Directions that
+    leave the density of every step as it is (scalings, rotations and shifts of the latent space,
+    whichever the model allows) are held, as are those with little or negative curvature: the
+    report counts them. With modality weights other than one the likelihood is a tempered one and
+    intervals have no coverage to expect.
 
     "bootstrap": the engine fits data that are drawn from the fit, with the trials, clocks and gaps
     of the training data, starts drawn from these. How far such fits come from the one whose data
@@ -104,16 +112,24 @@ def parameter_draws(
         seed: Seed of all random choices.
         share: Directions are held whose curvature is below this share of that of single
             parameters.
-        newton_steps: Newton steps towards the mode of the filter's posterior density, with the
-            curvature at the fit; it is measured again where they end. 0 keeps the draws around
-            the fit.
+        newton_steps: Newton steps at most towards the mode of the filter's posterior density,
+            with the curvature at the fit; it is measured again where they end, and steps go on
+            from there up to three times. 0 keeps the draws around the fit as it is. None takes 20
+            where observations are Gaussian, and 0 elsewhere: the likelihood of filtered counts and
+            labels has errors that a search for its mode would find.
         importance: Weigh draws by the exact log-density of the filter, so that draws off the
             quadratic (maps that diverge, say) lose their weight.
         limit: Largest number of parameters of which the Hessian is taken.
+        propagation: How the filter carries a state on: "linearised" or "moments" (exactly, for
+            maps that are one layer of hinges). None takes "moments" for maps of up to 32 hinges
+            (a clipped unit has two, a dendritic one as many as bases) and for fits by EKF that
+            did. The linearised likelihood is biased where states spread over kinks, so that its
+            intervals miss the truth too often.
         progress: True or False; None shows a bar on a terminal if it takes long.
 
     Returns:
-        The models with weights and a report. "information" reports ``parameters``, ``rank``
+        The models with weights and a report. "information" reports ``parameters``,
+        ``matched`` (1 where moments were matched, 0 where not), ``rank``
         (directions drawn) and why others are held: ``inert``, ``gauge``, ``weak``, ``negative``;
         ``distance`` is how many posterior standard deviations a Newton step leads away (0 at a
         mode), ``newton_rise`` what the Newton steps gained in nats; with importance weights also
@@ -142,22 +158,33 @@ def parameter_draws(
     if method != "information":
         return _refitted(fit, data, draws, seed, progress, drawn=method == "bootstrap")
     ridge = float(getattr(fit.engine, "ridge", 0.0))
-    problem = FilterLikelihood(fit.model, data, ridge=ridge)
+    chosen = _propagation(fit) if propagation is None else propagation
+    if newton_steps is None:
+        newton_steps = 20 if all(o.quadratic for o in fit.model.observations.values()) else 0
+    problem = FilterLikelihood(fit.model, data, ridge=ridge, propagation=chosen)
     _check_size(problem, limit)
     with WorkBar("curvature of the likelihood", show=progress) as bar:
-        information = observed_information(problem, share=share, report=bar.report)
-        rise = newton_ascent(problem, information, newton_steps) if newton_steps else 0.0
-        if rise:
-            information = observed_information(problem, share=share, report=bar.report)
-    _tell(information)
+        information, rise = mode_information(
+            problem, steps=newton_steps, share=share, report=bar.report
+        )
+    _tell(information, chosen)
     points, log_density = information.draw(draws, torch.Generator().manual_seed(seed))
-    report = _report(information, rise)
+    report = _report(information, rise) | {"matched": float(chosen == "moments")}
     weights = np.full(draws, 1.0 / draws)
     if importance:
         weights, more = _weighed(problem, points, log_density, progress)
         report |= more
     models = tuple(problem.model_at(point) for point in points)
-    return ParameterDraws(models, weights, method, report)
+    centre = problem.model_at(information.point)
+    return ParameterDraws(models, weights, method, report, centre)
+
+
+def _propagation(fit: Fit) -> str:
+    """The better one, where it does not take too long, or was taken before."""
+    hinges = hinges_of(fit.model.dynamics)
+    few = hinges is not None and len(hinges.offset) <= MOST_HINGES
+    known = getattr(fit.engine, "propagation", "linearised")
+    return "moments" if few else known
 
 
 def _check_size(problem: FilterLikelihood, limit: int) -> None:
@@ -171,7 +198,7 @@ def _check_size(problem: FilterLikelihood, limit: int) -> None:
         )
 
 
-def _tell(information: Information) -> None:
+def _tell(information: Information, propagation: str) -> None:
     """Warns where a Gaussian around the point says little."""
     if not information.rank:
         raise CapabilityError(
@@ -180,9 +207,9 @@ def _tell(information: Information) -> None:
         )
     if information.distance > FAR:
         warnings.warn(
-            f"the fit is {information.distance:.3g} posterior standard deviations away from the "
-            "mode of the filter's posterior density, around which parameters should be drawn; "
-            "train by EKF from this fit, or pass newton_steps=20",
+            f"the draws are around a point that is {information.distance:.3g} posterior standard "
+            "deviations away from the mode of the filter's posterior density; train on from this "
+            f"fit by EKF(propagation={propagation!r}), or take (more) newton_steps=",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -263,7 +290,8 @@ def _refitted(
     if not models:
         raise PlssmError(f"parameter_draws: no fit of drawn data worked; the last: {reasons[-1]}")
     report = {"failed": len(reasons)} if drawn else {}
-    return ParameterDraws(tuple(models), np.full(len(models), 1 / len(models)), method, report)
+    even = np.full(len(models), 1 / len(models))
+    return ParameterDraws(tuple(models), even, method, report, fit.model)
 
 
 def _whole_fit(engine: Engine, model: StateSpaceModel, data: Dataset) -> StateSpaceModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ import plssm as ps
 from plssm.errors import PlssmError
 from plssm.inference import filter_form as forms
 from plssm.inference.filter_likelihood import FilterLikelihood
-from plssm.inference.information import newton_ascent, observed_information
+from plssm.inference.information import mode_information, newton_ascent, observed_information
 from plssm.kernels.innovation_filter import filter_plain
 
 LINEAR = [[0.9, -0.3, 0.0], [0.3, 0.8, 0.1], [0.0, 0.2, 0.5]]
@@ -180,6 +181,26 @@ def test_newton_steps_end_at_a_mode():
     left = newton_ascent(problem, between, 30)  # with the curvature there
     assert left == pytest.approx(0.5 * between.distance**2, rel=0.2)
     assert observed_information(problem).distance < 0.02
+
+
+def test_saddles_are_left():
+    """From where the density curves upwards to a mode that is better than the truth."""
+    model, _ = plrnn()
+    data = model.simulate(60, trials=3, seed=1)
+    start = copy.deepcopy(model)
+    with torch.no_grad():
+        start.dynamics.A.mul_(0.5)
+        start.dynamics.W.zero_()
+    problem = FilterLikelihood(start, data, ridge=0.1, propagation="moments")
+    before = observed_information(problem)
+    assert before.negative > 0 and before.climb.shape[1] == before.rank + before.negative
+    found, rise = mode_information(problem, steps=20)
+    assert found.value == pytest.approx(before.value + rise, abs=1e-8)
+    assert found.distance < 0.1 and not found.negative
+    truth = FilterLikelihood(model, data, ridge=0.1, propagation="moments")
+    assert found.value > truth.value(truth.origin)
+    still, none = mode_information(problem, steps=0)
+    assert none == 0.0 and still.value == pytest.approx(found.value, abs=1e-9)
 
 
 def test_a_likelihood_that_is_not_finite_is_refused():

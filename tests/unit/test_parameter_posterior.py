@@ -123,7 +123,7 @@ def test_a_fit_away_from_the_mode_is_told():
     model = autoregression(0.4)
     data = autoregression(0.9).simulate(500, seed=1)
     with pytest.warns(RuntimeWarning, match="posterior standard deviations away"):
-        draws = parameter_draws(ps.Fit(model), 5, data=data)
+        draws = parameter_draws(ps.Fit(model), 5, data=data, newton_steps=0)
     assert draws.report["distance"] > 2
     assert "distance" in repr(draws)
 
@@ -153,7 +153,7 @@ def test_ridge_of_the_engine_is_the_prior():
     np.testing.assert_allclose(precision(40.0) - precision(0.0), 40.0 * np.eye(2), atol=1e-4)
     strong = ps.Fit(model, ps.inference.LaplaceEM(ridge=1e8))
     with pytest.warns(RuntimeWarning, match="away from the mode"):
-        drawn = strong.parameter_draws(200, data=data)
+        drawn = strong.parameter_draws(200, data=data, newton_steps=0)
     spread = np.array([weights(m) for m in drawn]).std(0)
     np.testing.assert_allclose(spread, 1e-4, rtol=0.2)
 
@@ -189,7 +189,7 @@ def test_a_bootstrap_spreads_as_estimates_do_and_its_intervals_are_reflected():
     low, high = known.interval()
     assert (low, high) == known.interval(kind="basic") != known.interval(kind="percentile")
     assert low < known.estimate < high
-    again = ps.analysis.uncertainty(draws, lambda m: m.dynamics.A.item())
+    again = ps.analysis.uncertainty(list(draws), lambda m: m.dynamics.A.item())
     assert again.interval() == again.interval(kind="percentile")  # no estimate to reflect at
 
 
@@ -265,3 +265,47 @@ def test_models_are_their_own():
         draws[1].dynamics.A.zero_()
     assert draws[0].dynamics.A.item() == first
     assert len({m.dynamics.A.item() for m in draws}) == len(draws) == 3
+
+
+# defaults ---------------------------------------------------------------------------------------
+def hinged(units, engine=None, observed=None):
+    """A fit of a small shallow map, and data of it."""
+    dynamics = ps.dynamics.ShallowPLRNN(2, units, clipped=False)
+    seen = observed or ps.observations.Gaussian(2)
+    model = ps.StateSpaceModel(dynamics, {"x": seen})
+    data = model.simulate(30, trials=2, seed=1)
+    return ps.Fit(model, engine), data
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # models are not at a mode
+def test_moments_are_matched_where_hinges_are_few_or_the_engine_did(monkeypatch):
+    monkeypatch.setattr(parameter_posterior, "MOST_HINGES", 3)
+    fit, data = hinged(3)
+    assert fit.parameter_draws(2, data=data).report["matched"] == 1.0
+    assert fit.parameter_draws(2, data=data, propagation="linearised").report["matched"] == 0.0
+    for engine, matched in ((None, 0.0), (ps.inference.EKF(propagation="moments"), 1.0)):
+        fit, data = hinged(4, engine)
+        assert fit.parameter_draws(2, data=data, newton_steps=0).report["matched"] == matched
+    with pytest.raises(PlssmError, match="parameter_draws: propagation"):
+        fit.parameter_draws(2, data=data, propagation="exact")
+
+
+def test_draws_of_gaussian_data_are_around_the_mode():
+    """The estimate is the quantity there, and reflected intervals are taken around it."""
+    model = autoregression(0.4)
+    data = autoregression(0.9).simulate(500, seed=1)
+    draws = ps.Fit(model).parameter_draws(300, data=data)
+    assert draws.report["distance"] < 0.1 and draws.report["newton_rise"] > 1.0
+    known = ps.analysis.uncertainty(draws, lambda m: m.dynamics.A.item())
+    assert known.estimate == pytest.approx(known.median, abs=0.3 * known.sd)
+    low, high = known.interval(0.9, kind="basic")
+    assert low < known.estimate < high
+    with pytest.warns(RuntimeWarning, match="newton_steps"):
+        kept = ps.Fit(model).parameter_draws(3, data=data, newton_steps=0)
+    assert kept.centre.dynamics.A.item() == pytest.approx(0.4)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the model is not at a mode
+def test_draws_of_counts_are_around_the_fit():
+    fit, data = hinged(2, observed=ps.observations.Poisson(3))
+    assert fit.parameter_draws(2, data=data).report["newton_rise"] == 0.0

@@ -133,8 +133,13 @@ def test_a_fit_draws_and_has_an_estimate(fitted):
     again = uncertainty(fit, "lyapunov_spectrum", data=data, draws=8, steps=500, seed=3)
     np.testing.assert_array_equal(found.values, again.values)
     assert found.values.shape == (8, 2)
-    wanted = ps.analysis.lyapunov_spectrum(fit.model.dynamics, steps=500)
+    centre = fit.parameter_draws(8, data=data, seed=3).centre  # the mode
+    wanted = ps.analysis.lyapunov_spectrum(centre.dynamics, steps=500)
     np.testing.assert_allclose(found.estimate, wanted)
+    options = {"posterior": {"newton_steps": 0}, "draws": 2, "steps": 500}
+    kept = uncertainty(fit, "lyapunov_spectrum", data=data, **options)
+    wanted = ps.analysis.lyapunov_spectrum(fit.model.dynamics, steps=500)
+    np.testing.assert_allclose(kept.estimate, wanted)
     assert found.report["rank"] > 0
     assert found.method == "information"
     table = found.table()
