@@ -4,11 +4,12 @@ Simulated PLRNNs with a limit cycle and with chaos, process noise variance .01, 
 channels with noise variance .1, T=1000. "cycle" (M=2) and "chaos" (M=3) are one system each, of
 which every data set is another realisation; "any cycle" and "any chaos" (M=3) are another random
 system in every set. Each data set is fitted twice: from the true parameters ("truth") and from the
-data, several restarts ("data"); both by LaplaceEM and, from the (best) result, by EKF. Intervals
-by "information" are taken around these fits as they are, after Newton steps to the mode, and with
-importance weights as well; the ensemble are the EM restarts from the data, of which the interval
-is the 5 to 95 % range. Of the intervals around fits as they are there are all kinds that
-`Uncertain.interval` has.
+data, several restarts ("data"); both by LaplaceEM and, from the (best) result, by EKF, whose
+filter is linearised or matches moments. Intervals by "information" are taken under the likelihood
+of that filter (for LaplaceEM: with matched moments) around these fits as they are, after Newton
+steps to the mode, and with importance weights as well; the ensemble are the EM restarts from the
+data, of which the interval is the 5 to 95 % range. Of the intervals around fits as they are there
+are all kinds that `Uncertain.interval` has.
 
 "above_truth" is by how many nats the filter's log-likelihood of a fit is above that of the truth:
 at the maximum half a chi-square variable with as many degrees of freedom as there are parameters
@@ -110,9 +111,10 @@ def described(known: ps.analysis.Uncertain, true: float) -> dict:
     return row | {"estimate": known.estimate, "report": known.report}
 
 
-def likelihood(model: ps.StateSpaceModel, data: ps.Dataset) -> float:
+def likelihood(model: ps.StateSpaceModel, data: ps.Dataset, propagation: str) -> float:
     """Log-likelihood of the filter."""
-    return float(ps.inference.EKF().infer(model, data).log_evidence.sum())
+    engine = ps.inference.EKF(propagation=propagation)
+    return float(engine.infer(model, data).log_evidence.sum())
 
 
 def by_information(
@@ -120,29 +122,37 @@ def by_information(
 ) -> list:
     """Intervals from the parameter posterior: as fitted, at the mode, with importance weights."""
     rows = []
-    above = likelihood(fit.model, data) - likelihood(truth, data)
+    how = getattr(fit.engine, "propagation", "moments")
+    above = likelihood(fit.model, data, how) - likelihood(truth, data, how)
     for name, options in (
-        ("as fitted", {}),
+        ("as fitted", {"newton_steps": 0}),
         ("newton", {"newton_steps": 20, "importance": True}),
     ):
-        row = {"start": label, "variant": name}
+        row = {"start": label, "engine": engine_of(fit), "variant": name}
         try:
-            drawn = fit.parameter_draws(draws, data=data, progress=False, **options)
+            drawn = fit.parameter_draws(
+                draws, data=data, propagation=how, progress=False, **options
+            )
         except ps.errors.PlssmError as error:
             rows.append(row | {"method": "information", "error": str(error)})
             continue
         even = replace(drawn, weights=np.full(draws, 1.0 / draws))
         known = quantity(even)
-        if not options:  # the draws are around this very fit
-            own = quantity([fit.model]).values
-            known = replace(known, estimate=float(own[0]) if len(own) else None)
+        if name == "as fitted":
             row["above_truth"] = above
             row["in_region"] = bool(2 * above <= chi2.ppf(LEVEL, drawn.report["rank"]))
+        else:
+            known = replace(known, estimate=None)
         rows.append(row | described(known, true))
-        if options:
+        if name == "newton":
             weighted = row | {"variant": "newton, weighted"}
             rows.append(weighted | described(quantity(drawn), true))
     return rows
+
+
+def engine_of(fit: ps.Fit) -> str:
+    """LaplaceEM, or EKF and how its filter carries a state on."""
+    return f"{type(fit.engine).__name__} {getattr(fit.engine, 'propagation', '')}".strip()
 
 
 def quantity(source: object) -> ps.analysis.Uncertain:
@@ -156,21 +166,34 @@ def one_set(kind: str, seed: int, given: argparse.Namespace) -> list:
     true = float(ps.analysis.lyapunov_spectrum(truth.dynamics, steps=50 * ORBIT)[0])
     data = truth.simulate(given.steps, seed=seed)
     em = ps.inference.LaplaceEM(iterations=given.iterations)
-    ekf = innovations(given)
     stage = ps.inference.Stage("em", given.iterations, accelerated=True)
     start = replace(em, stages=(stage,)).fit(truth, data, progress=False)
-    near = ekf.fit(start.model, data, progress=False)
-    rows = by_information(near, data, truth, true, given.draws, "truth")
+    rows = by_engines(start, data, truth, true, given, "truth")
     fits = from_data(truth.dim, data, given)
     evidence = [float(fit.posterior(data).log_evidence.sum()) for fit in fits]
     known = quantity(fits)
-    rows.append({"start": "data", "variant": "ensemble"} | described(known, true))
+    rows.append(
+        {"start": "data", "engine": "LaplaceEM", "variant": "ensemble"} | described(known, true)
+    )
     rows[-1] |= {"evidence": evidence, "values": np.asarray(known.values).tolist()}
     rows[-1] |= {"evidence_from_truth": float(start.posterior(data).log_evidence.sum())}
     best = fits[int(np.argmax(evidence))]
-    best = ekf.fit(best.model, data, progress=False)
-    rows += by_information(best, data, truth, true, given.draws, "data")
+    rows += by_engines(best, data, truth, true, given, "data")
     return [{"system": kind, "set": seed, "true": true} | row for row in rows]
+
+
+def by_engines(
+    em: ps.Fit, data: ps.Dataset, truth: ps.StateSpaceModel, true: float,
+    given: argparse.Namespace, label: str,
+) -> list:  # fmt: skip
+    """Intervals of a fit by EM, and of those that EKF makes of it."""
+    fits = [em] + [
+        innovations(given, how).fit(em.model, data, progress=False)
+        for how in ("linearised", "moments")
+    ]
+    return [
+        row for fit in fits for row in by_information(fit, data, truth, true, given.draws, label)
+    ]
 
 
 def from_data(dim: int, data: ps.Dataset, given: argparse.Namespace) -> list[ps.Fit]:
@@ -184,9 +207,11 @@ def from_data(dim: int, data: ps.Dataset, given: argparse.Namespace) -> list[ps.
     return [engine.fit(fresh, data, progress=False) for engine in engines]
 
 
-def innovations(given: argparse.Namespace) -> ps.inference.EKF:
+def innovations(given: argparse.Namespace, how: str = "linearised") -> ps.inference.EKF:
     """EKF from where EM has ended."""
-    return ps.inference.EKF(start="model", steps=given.updates, learning_rate=(1e-2, 1e-4))
+    return ps.inference.EKF(
+        start="model", steps=given.updates, learning_rate=(1e-2, 1e-4), propagation=how
+    )
 
 
 def bootstrapped(kind: str, given: argparse.Namespace) -> Iterator[dict]:
@@ -226,7 +251,7 @@ def around_truth(sets: int, draws: int, steps: int) -> list:
             truth = truth_of(kind, seed)
             true = float(ps.analysis.lyapunov_spectrum(truth.dynamics, steps=50 * ORBIT)[0])
             data = truth.simulate(steps, seed=seed)
-            drawn = ps.Fit(truth).parameter_draws(draws, data=data, progress=False)
+            drawn = ps.Fit(truth).parameter_draws(draws, data=data, newton_steps=0, progress=False)
             values = np.asarray(quantity(drawn).values)
             away.append(float(np.median(values)) - true)
             below.append(float((values < true).mean()))
@@ -243,7 +268,7 @@ def quartiles(values: list) -> list:
 
 def summarise(rows: list) -> list:
     """Share of sets covered and median widths, by system, start and variant."""
-    keys = ("system", "start", "variant")
+    keys = ("system", "start", "engine", "variant")
     table = []
     for key in sorted({tuple(r[k] for k in keys) for r in rows}):
         mine = [r for r in rows if tuple(r[k] for k in keys) == key]
@@ -283,16 +308,18 @@ def shares(found: list, sets: int) -> dict:
 def shown(table: list) -> None:
     """Prints the summary."""
     print(
-        "system    start variant          kind       sets covered below above  width    bias "
+        "system    start engine         variant          kind       sets covered below above  "
+        "width    bias "
         "in region"
     )
     for r in table:
         for kind in (k for k in KINDS if k in r):
             one = r[kind]
             print(
-                f"{r['system']:9s} {r['start']:5s} {r['variant']:16s} {kind:10s} {r['sets']:4d} "
-                f"{one['covered']:7.2f} {one['below']:5.2f} {one['above']:5.2f} "
-                f"{one['width'][1]:7.4f} {r.get('bias', np.nan):7.4f} "
+                f"{r['system']:9s} {r['start']:5s} {r['engine']:14s} {r['variant']:16s} "
+                f"{kind:10s} {r['sets']:4d} {one['covered']:7.2f} "
+                f"{one['below']:5.2f} {one['above']:5.2f} {one['width'][1]:7.4f} "
+                f"{r.get('bias', np.nan):7.4f} "
                 f"{r.get('in_region', np.nan):9.2f}",
                 flush=True,
             )
@@ -321,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sets", type=int, default=20)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=100)
-    parser.add_argument("--restarts", type=int, default=2)
+    parser.add_argument("--restarts", type=int, default=6)
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--around-truth", action="store_true")
@@ -336,7 +363,7 @@ def main(argv: list[str] | None = None) -> int:
     began, rows = time.perf_counter(), []
     cpu = time.process_time()
     for seed in range(given.sets):
-        for kind in (*SYSTEMS, *RANDOM):
+        for kind in given.system or (*SYSTEMS, *RANDOM):
             rows += one_set(kind, seed, given)
             print(f"set {seed} {kind}: {time.perf_counter() - began:.0f} s", flush=True)
         table = summarise(rows)

@@ -4,9 +4,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks filter_speed --out benchmarks/results
 
-Posteriors of simulated PLRNNs with M states and 2M Gaussian channels, float64, one thread, by
-processor time, all options alternately; the median of the rounds and its ratio to the first row,
-the extended Kalman filter (filters) or Laplace's method (smoothers). Scans do more arithmetic, in
+Posteriors of simulated PLRNNs with M states and 2M Gaussian channels, and the likelihood with its
+gradient in all parameters, float64, one thread, by processor time, all options alternately; the
+median of the rounds and its ratio to the first row, the extended Kalman filter (filters,
+gradients) or Laplace's method (smoothers). Scans do more arithmetic, in
 few large steps: they are for graphics processors, and what they cost without one is said here.
 The iterated filter and smoother are loops over time in numpy (the latter of up to 50 passes); they
 are there for the record, and for observations with memory.
@@ -19,12 +20,15 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import plssm as ps
+from plssm.inference.filter_likelihood import FilterLikelihood
 
 SIZES = ((3, 8, 300), (10, 8, 300), (10, 1, 1000))  # M, trials, steps
 FILTERS = {
@@ -39,6 +43,7 @@ SMOOTHERS = {
     "moments": {"method": "ekf", "propagation": "moments"},
     "by scans": {"method": "ekf", "parallel": True},
 }
+GRADIENTS = {"extended Kalman filter": "linearised", "moments": "moments"}
 
 
 def problem(m: int, trials: int, steps: int) -> tuple[ps.StateSpaceModel, ps.Dataset]:
@@ -56,16 +61,29 @@ def problem(m: int, trials: int, steps: int) -> tuple[ps.StateSpaceModel, ps.Dat
     return model, model.simulate(steps, trials=trials, seed=0)
 
 
-def timed(model: ps.StateSpaceModel, data: ps.Dataset, kind: str, rounds: int) -> list[dict]:
-    """Milliseconds of all filters, or of all smoothers."""
+def posterior(model: ps.StateSpaceModel, data: ps.Dataset, **options) -> torch.Tensor:
+    """The mean; posteriors may be lazy."""
+    return ps.smooth(model, data, **options).mean
+
+
+def calls(model: ps.StateSpaceModel, data: ps.Dataset, kind: str) -> dict[str, Callable]:
+    """What is timed, by name."""
+    if kind == "gradient":
+        found = {k: FilterLikelihood(model, data, propagation=v) for k, v in GRADIENTS.items()}
+        return {k: lambda p=p: p.slope(p.origin).likelihood for k, p in found.items()}
     options = FILTERS if kind == "filter" else SMOOTHERS
     common = {"causal": True} if kind == "filter" else {}
+    return {k: partial(posterior, model, data, **common, **v) for k, v in options.items()}
+
+
+def timed(model: ps.StateSpaceModel, data: ps.Dataset, kind: str, rounds: int) -> list[dict]:
+    """Milliseconds of all filters, all smoothers, or all gradients."""
+    options = calls(model, data, kind)
     took: dict[str, list[float]] = {name: [] for name in options}
     for number in range(rounds + 1):
-        for name, chosen in options.items():
+        for name, call in options.items():
             began = time.process_time()
-            found = ps.smooth(model, data, **common, **chosen)
-            ends = found.mean  # posteriors may be lazy
+            ends = call()
             if number:  # the first call compiles
                 took[name].append(1e3 * (time.process_time() - began))
             assert bool(torch.isfinite(ends).all())
@@ -89,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for m, trials, steps in SIZES:
         model, data = problem(m, trials, steps)
-        for kind in ("filter", "smoother"):
+        for kind in ("filter", "smoother", "gradient"):
             for row in timed(model, data, kind, given.rounds):
                 rows.append({"states": m, "trials": trials, "steps": steps} | row)
                 shown = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
