@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +18,11 @@ from plssm.dynamics.linear import LinearDynamics
 from plssm.errors import PlssmError
 from plssm.inference.batch_windows import BatchWindow
 from plssm.inference.denoised_path import denoised_path
+from plssm.inference.em_history import history, row_of
 from plssm.inference.em_parameters import EMParameters
 from plssm.inference.extrapolation import Extrapolation
 from plssm.inference.frames import best_frames
+from plssm.inference.free_selection import FREE_SCORE, FreeSelection
 from plssm.inference.hinge_placement import lifted
 from plssm.inference.laplace import LaplaceResult, laplace_posterior
 from plssm.inference.m_step import (
@@ -36,12 +38,12 @@ from plssm.inference.m_step import (
 from plssm.inference.mean_correction import mean_corrected
 from plssm.inference.progress import EMProgress
 from plssm.inference.stages import Stage
+from plssm.inference.start_map import known_path, start_dynamics
 from plssm.inference.start_search import LONG, best_start, searched_part, too_short
 from plssm.inference.starts import (
     StartPath,
     first_state,
     linear_model,
-    observed_path,
     state_dim,
     turn,
 )
@@ -59,9 +61,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EMRun"]
 
-START_FLOOR = 1e-3  # smallest variance of a start, for latents of unit variance
-MEASURES = "evidence joint logdet process_noise solves pinned status seconds"
-HISTORY = f"restart stage iteration {MEASURES}".split()
 PATIENCE = 3  # iterations without gain that end a stage
 SLACK = 1e-10  # nats per observed value by which rounding may lower the evidence
 E_STEP = 1e-6  # gain of a Newton step, relative to the log joint, that ends an E-step
@@ -82,8 +81,10 @@ class EMRun:
         bar: The progress bar.
 
     Attributes:
-        model: The model; in the end with the parameters of the best evidence of the last stage.
+        model: The model; in the end with the parameters of the best evidence of the last stage,
+            or of its best free runs where the engine selects by them.
         evidence: Their evidence in nats.
+        selection: What compares free runs; None where the evidence decides.
     """
 
     def __init__(
@@ -95,19 +96,23 @@ class EMRun:
         self.path: np.ndarray | None = None
         self.trial_means: np.ndarray | None = None
         self.evidence = -np.inf
-        self.quiet = False
+        self.quiet, self.number = False, 0
         self.best: dict | None = None
         self.good: dict | None = None
+        self.selection: FreeSelection | None = None
         self.rows: list[dict] = []
         self.values = sum(int(m.mask.sum()) for m in batch.modalities.values())
 
     def table(self) -> pd.DataFrame:
         """One row per E-step so far."""
-        return pd.DataFrame(self.rows, columns=HISTORY)
+        return history(self.rows, self.selection)
 
     def go(self) -> None:
         """Start what is fresh and run all stages."""
         stages, initial = self.engine.stages_for(self.model), self.model.dynamics.initial
+        if self.engine.select == "free_runs":
+            driven = self.model.dynamics.n_inputs > 0 and self.batch.inputs is not None
+            self.selection = FreeSelection(self.batch, driven=driven)
         if initial.kind == "tied":
             self.trial_means = np.tile(initial.mean.detach().numpy(), (len(self.batch.length), 1))
         begins = self.engine.begins_on_part(self.model)
@@ -117,9 +122,10 @@ class EMRun:
         else:
             first = stages[0] if stages and stages[0].dynamics == "linear" else None
             self._start(first and self._linear_state(first))
-        for stage in stages:
-            if stage.dynamics == "model" and not self._stage(stage):
+        for number, stage in enumerate(stages):
+            if stage.dynamics == "model" and not self._stage(stage, number):
                 break
+        self._choose()
         if self.trial_means is not None:
             pool_trial_means(self.model.dynamics, self.trial_means)
 
@@ -136,7 +142,8 @@ class EMRun:
             return
         seed = self.engine.seed * 1000 + self.restart
         if len(fresh) < len(model.observations):
-            path = self._known_path(fresh, new_map)
+            means = self.trial_means
+            path = known_path(model, batch, fresh, known_map=not new_map, trial_means=means)
         elif isinstance(model.dynamics, LinearDynamics):
             path = turn(first_state(model, batch, model.dim), seed=seed)
         else:
@@ -154,7 +161,9 @@ class EMRun:
             observation.m_step(modality, *moments_for(observation, path, self.batch))
         if self.engine.starts_fresh(self.model.dynamics):
             self.path = path.mean
-            self._start_dynamics(path)
+            self.trial_means = start_dynamics(
+                self.model, self.batch, path, ridge=self.engine.ridge
+            )
 
     # -- long data, and search -----------------------------------------------------------------
     def _begin_on(self, part: BatchWindow) -> bool:
@@ -243,33 +252,6 @@ class EMRun:
         """The posterior of the path under the present parameters."""
         return StartPath.of(self._e_step().posterior, self.model, self.batch)
 
-    def _known_path(self, fresh: Collection[str], new_map: bool) -> StartPath:
-        """The path that the observations with known parameters see, under the map if known."""
-        held = {n: o for n, o in self.model.observations.items() if n not in fresh}
-        part = StateSpaceModel(self.model.dynamics, held)
-        if not new_map:
-            result = laplace_posterior(part, self.batch, trial_means=self.trial_means)
-            if not result.failed:
-                return StartPath.of(result.posterior, self.model, self.batch)
-        return observed_path(part, self.batch)
-
-    def _regress(self, path: StartPath) -> TransitionStatistics:
-        """Fit the map to a path taken as given, with every hinge on its side of the kink."""
-        dynamics, batch = self.model.dynamics, self.batch
-        slope = (dynamics.relu_form().gates(path.mean[:, :-1]) > 0).astype(np.float64)
-        if not dynamics.relu_form().outer.shape[1]:
-            slope = slope[..., :0]
-        statistics = regional_statistics(dynamics, path, batch, slope)
-        update_coefficients(dynamics, statistics, path, batch, ridge=self.engine.ridge)
-        return statistics
-
-    def _start_dynamics(self, path: StartPath) -> None:
-        """One M-step from the start path."""
-        dynamics, batch = self.model.dynamics, self.batch
-        statistics = self._regress(path)
-        self.trial_means = update_initial(dynamics, path, batch, START_FLOOR)
-        update_process_noise(dynamics, statistics, path, batch, self.trial_means, START_FLOOR)
-
     def _linear_state(self, stage: Stage) -> StartPath | None:
         """Smoothed state of a linear stand-in, fitted for one stage; None where that failed."""
         run = EMRun(self.engine, linear_model(self.model), self.batch, self.restart, self.bar)
@@ -281,13 +263,18 @@ class EMRun:
         return state
 
     # -- stages --------------------------------------------------------------------------------
-    def _stage(self, stage: Stage) -> bool:
+    def _stage(self, stage: Stage, number: int) -> bool:
         """Run one stage; False when the fit should end with the last good state."""
+        self.number = number
+        if "dynamics" not in stage.learn:  # the map is what free runs choose
+            self._choose()
         if stage.begin == "best" and self.best is not None:
             self._restore(self.best)
         if stage.process_noise is not None:
             hold_process_noise(self.model.dynamics, stage.process_noise)
-        return self._iterate(stage)
+        goes_on = self._iterate(stage)
+        self._compare(stage, self.good)  # where it ended
+        return goes_on
 
     def _e_step(self, *, guarded: bool = False) -> LaplaceResult | None:
         """The posterior; where guarded, None for parameters that make no sense."""
@@ -330,6 +317,8 @@ class EMRun:
             good = self._snapshot(objective, result)
             self.good, halved = good, 0
             self._record(stage, iteration, result, began)
+            if FreeSelection.is_due(iteration, stage.iterations):
+                self._compare(stage, good)
             if iteration == stage.iterations or idle >= PATIENCE:
                 break
             iteration += 1
@@ -343,6 +332,19 @@ class EMRun:
         if self.best is None or good["evidence"] > self.best["evidence"]:
             self.best = good
         return True
+
+    def _compare(self, stage: Stage, good: dict | None) -> None:
+        """Compare free runs of the last good state, which the model has now, once."""
+        off = self.selection is None or "dynamics" not in stage.learn
+        if off or good is None or FREE_SCORE in self.rows[-1]:
+            return
+        self.selection.consider(self.model.dynamics, good, self.rows[-1], self.number)
+
+    def _choose(self) -> None:
+        """Take the state with the best free runs, where there is one, for good."""
+        if self.selection is not None and self.selection.state is not None:
+            self._restore(self.selection.state)
+            self.selection.state = None
 
     def _objective(self, result: LaplaceResult | None) -> float:
         """The penalised evidence; -inf where the E-step failed."""
@@ -417,15 +419,16 @@ class EMRun:
             "objective": objective,
             "evidence": result.evidence,
             "path": result.path,
+            "mean": result.posterior.mean,
         }
 
     def recover(self) -> bool:
         """After an interruption, return to the best parameters so far; whether there are any."""
         states = [s for s in (self.best, self.good) if s is not None]
-        if not states:
-            return False
-        self._restore(max(states, key=lambda s: s["evidence"]))
-        return True
+        if states:
+            self._restore(max(states, key=lambda s: s["evidence"]))
+            self._choose()
+        return bool(states)
 
     def _restore(self, good: dict) -> None:
         self._set(good["parameters"])
@@ -442,9 +445,6 @@ class EMRun:
         return False
 
     def _record(self, stage: Stage, iteration: int, result: LaplaceResult, began: float) -> None:
-        noise = float(self.model.dynamics.noise.variance.detach().mean())
-        found = (result.evidence, float(result.joint.sum()), float(result.logdet.sum()), noise,
-                 result.solves, result.pinned, "+".join(sorted(set(result.status))))  # fmt: skip
-        row = (self.restart, stage.name, iteration, *found, time.perf_counter() - began)
-        self.rows.append(dict(zip(HISTORY, row, strict=True)))
+        noise, seconds = self.model.dynamics.noise.variance, time.perf_counter() - began
+        self.rows.append(row_of(self.restart, stage, iteration, result, noise, seconds))
         self.bar.advance(self.restart, stage, iteration, result.evidence)

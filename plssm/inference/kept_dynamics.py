@@ -10,9 +10,8 @@ import torch
 from plssm.data import Batch
 from plssm.dynamics import OneLayerDynamics
 from plssm.inference.filtered_states import FilteredStates
-from plssm.inference.free_runs import PENALTY, FreeRuns
-from plssm.inference.latent_signal import LatentSignal
-from plssm.inference.teacher_encoder import Belief
+from plssm.inference.free_runs import PENALTY
+from plssm.inference.free_selection import beside_path
 from plssm.model import StateSpaceModel
 
 __all__ = ["SELECT", "KeptDynamics"]
@@ -63,8 +62,7 @@ class KeptDynamics:
         if not self.on:
             return {}
         mean = states.point[..., : model.dim]
-        signal = LatentSignal(Belief(mean, torch.ones_like(mean), self.batch.time_mask), model.dim)
-        free = FreeRuns(signal, self.batch, inputs=self.driven)
+        free = beside_path(mean, self.batch, driven=self.driven)
         if self.auto and not free.long:
             self.on = False
             return {}

@@ -13,6 +13,7 @@ from plssm.dynamics.base import PiecewiseLinear
 from plssm.errors import CapabilityError, PlssmError
 from plssm.inference.base import Engine, Run, working_copy
 from plssm.inference.em_run import EMRun
+from plssm.inference.free_selection import SELECT, FreeSelection
 from plssm.inference.laplace import laplace_posterior
 from plssm.inference.modality_weights import temper
 from plssm.inference.progress import EMProgress
@@ -39,7 +40,8 @@ class LaplaceEM(Engine):
         seed: Seed of the restarts.
         modality_weights: See :class:`Engine`.
         iterations: EM iterations in total.
-        restarts: Number of starts; the best evidence (on the validation data where given) wins.
+        restarts: Number of starts; the best evidence (on the validation data where given) wins, or
+            the best free runs (see `select`).
         start: ``"auto"`` starts parameters that were set (``from_parameters``, a Fit) where they
             are and fresh ones from the data; ``"data"`` and ``"model"`` force one of the two.
         candidates: Random coordinates of the state that the start of a fresh piecewise-linear map
@@ -64,6 +66,14 @@ class LaplaceEM(Engine):
             defines the Laplace covariance: the Laplace evidence then rises steadily. ``"exact"``
             uses the exact moments under the Gaussian (bivariate normal cdf, the published form),
             which overrates the process noise where the posterior spans several regions.
+        select: ``"evidence"`` keeps the best evidence of the last stage. ``"free_runs"`` keeps the
+            state whose noise-free runs are closest to the smoothed path of the training data:
+            every stage that learns the map is checked 25 to 50 times (columns ``free_score`` and
+            ``kept`` of the history), and a later stage is preferred to one before unless all its
+            runs come to rest or leave. Evidence says little about what a map does beside the data,
+            so that this is for maps that are to be run freely, most of all with held process noise
+            (:func:`held_stages`), and not for systems that only noise keeps moving. Restarts are
+            compared by the same score, of validation data where given.
 
     References:
         Durstewitz (2017), PLoS Comput Biol 13:e1005542, doi:10.1371/journal.pcbi.1005542.
@@ -80,6 +90,7 @@ class LaplaceEM(Engine):
     max_solves: int = 60
     ridge: float = 1.0
     moments: str = "regional"
+    select: str = "evidence"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +98,8 @@ class LaplaceEM(Engine):
             raise PlssmError(f"LaplaceEM: start is {self.start!r}, wanted auto, data or model.")
         if self.moments not in ("regional", "exact"):
             raise PlssmError(f"LaplaceEM: moments is {self.moments!r}, wanted regional or exact.")
+        if self.select not in SELECT:
+            raise PlssmError(f"LaplaceEM: select is {self.select!r}, wanted one of {SELECT}.")
         for name in ("iterations", "restarts", "candidates"):
             if getattr(self, name) < 1:
                 raise PlssmError(f"LaplaceEM: {name} is {getattr(self, name)}, wanted >= 1.")
@@ -111,6 +124,15 @@ class LaplaceEM(Engine):
                 "None), which LaplaceEM needs to fit it; smooth(method='laplace') works."
             )
 
+    def check_training(self, model: StateSpaceModel, data: Dataset) -> None:
+        """Refuse to choose linear maps by free runs, which only come to rest."""
+        super().check_training(model, data)
+        if self.select == "free_runs" and not model.dynamics.relu_form().outer.shape[1]:
+            raise CapabilityError(
+                f"LaplaceEM: free runs of {type(model.dynamics).__name__} come to rest or leave, "
+                'which says nothing about it; use select="evidence".'
+            )
+
     def infer(self, model: StateSpaceModel, data: Dataset, *, causal: bool = False) -> Posterior:
         """Posterior of the latent paths: Laplace smoothing, or causal filtering."""
         return smooth(model, data, method="laplace", causal=causal)
@@ -122,10 +144,10 @@ class LaplaceEM(Engine):
         validation: Dataset | None,
         progress: bool | None,
     ) -> list[Run]:
-        """All restarts; they are compared by the evidence."""
+        """All restarts; they are compared by the evidence, or by their free runs."""
         batch, start = data.batch(), working_copy(model)
         temper(start, data, self.modality_weights)
-        runs = []
+        runs, ended = [], []
         with EMProgress(self.stages_for(model), self.restarts, show=progress) as bar:
             for restart in range(self.restarts):
                 run = EMRun(self, working_copy(start), batch, restart, bar)
@@ -142,25 +164,47 @@ class LaplaceEM(Engine):
                     )
                     if recovered:
                         runs.append(self._finished(run, validation, interrupted=True))
+                        ended.append(run)
                     break
                 runs.append(self._finished(run, validation))
-        return runs
+                ended.append(run)
+        return self._ranked(runs, ended)
 
     def _finished(
         self, run: EMRun, validation: Dataset | None, *, interrupted: bool = False
     ) -> Run:
         for part in (run.model.dynamics, *run.model.observations.values()):
             part.initialised = True
-        score = -self._selection(run, validation)
+        score = self._score(run, validation)
         return Run(run.restart, score, run.model, run.table(), interrupted=interrupted)
 
-    def _selection(self, run: EMRun, validation: Dataset | None) -> float:
+    def _score(self, run: EMRun, validation: Dataset | None) -> float:
+        """What restarts are compared by; lower is better."""
         if not np.isfinite(run.evidence):
-            return -np.inf
+            return np.inf
         if validation is None:
-            return run.evidence
-        result = laplace_posterior(run.model, validation.batch())
-        return -np.inf if result.failed else result.evidence
+            return -run.evidence if run.selection is None else run.selection.score
+        batch = validation.batch()
+        result = laplace_posterior(run.model, batch)
+        if result.failed:
+            return np.inf
+        if run.selection is None:
+            return -result.evidence
+        other = FreeSelection(batch, driven=run.selection.driven)
+        return other.compare(run.model.dynamics, result.posterior.mean)[0]
+
+    def _ranked(self, runs: list[Run], ended: list[EMRun]) -> list[Run]:
+        """The same runs; compared by their evidence where no run can be compared freely."""
+        if self.select == "evidence" or any(np.isfinite(run.score) for run in runs):
+            return runs
+        warnings.warn(
+            "LaplaceEM: no free run stays finite, or there is nothing to compare them with; the "
+            "best evidence is kept.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        evidence = [run.evidence if np.isfinite(run.evidence) else -np.inf for run in ended]
+        return [run._replace(score=-e) for run, e in zip(runs, evidence, strict=True)]
 
     def stages_for(self, model: StateSpaceModel) -> tuple[Stage, ...]:
         """The stages a fit of this model goes through."""

@@ -123,9 +123,10 @@ def held_stages(iterations: int) -> tuple[Stage, ...]:
     that errors of the map cannot hide in the noise. With more latents than the system has
     dimensions, nothing then says what the map does beside the few dimensions of the data, and
     free runs escape there. Holding the noise at 1e-3 for the last quarter spreads the posterior
-    over these directions too, which makes the map contract along them. Use it with
-    ``LaplaceEM(ridge=10.0)``. The noise is never estimated: forecast spreads are those of the
-    held noise.
+    over these directions too, which makes the map contract along them. It can also cost a map
+    what it had. Use ``LaplaceEM(stages=held_stages(200), ridge=10.0, select="free_runs")``, which
+    keeps the iteration with the best free runs. The noise is never estimated: forecast spreads are
+    those of the held noise.
 
     Args:
         iterations: EM iterations of the piecewise-linear stages together; the linear stage has 25

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from plssm.errors import PlssmError
-from plssm.plot.canvas import INK, MODEL, panels, shared_labels
+from plssm.plot.canvas import INK, MODEL, OTHER, panels, shared_labels
 from plssm.plot.training import is_training, training
 
 __all__ = ["convergence"]
@@ -27,7 +27,8 @@ def convergence(
     Args:
         history: DataFrame, rows in the order they were computed. Of EM: columns `iteration` and
             `evidence` (nats), and optionally `stage`, `joint`, `restart` and `selected`; evidence
-            and joint are drawn, and the stages named. Of a training by gradients: `step` and
+            and joint are drawn, the stages named, and what is kept by its free runs is marked
+            (column `kept`). Of a training by gradients: `step` and
             `score`, and optionally `loss`, `d_stsp`, `d_h`, `restart` and `selected`; one panel
             each, and the check whose parameters are kept is marked.
         title: Title.
@@ -91,6 +92,12 @@ def _lines(axis: Axes, rows: Any, *, best: bool) -> None:
                 markersize=2.5,
                 label=column if best else None,
             )
+    kept = np.flatnonzero(rows["kept"].to_numpy(bool)) if best and "kept" in rows else []
+    if len(kept):  # of a fit whose free runs were compared
+        mark = {"marker": "o", "markersize": 6, "fillstyle": "none", "linestyle": "none"}
+        axis.plot(
+            kept + 1, rows["evidence"].to_numpy()[kept], color=OTHER[0], label="kept", **mark
+        )
 
 
 def _limits(axis: Axes, restarts: list[Any]) -> None:
