@@ -10,7 +10,7 @@ from torch import Tensor
 
 from plssm.data import Batch
 from plssm.dynamics import LatentDynamics
-from plssm.inference.free_runs import FreeRuns
+from plssm.inference.free_runs import PENALTY, FreeRuns
 from plssm.inference.latent_signal import LatentSignal
 from plssm.inference.teacher_encoder import Belief
 
@@ -103,7 +103,7 @@ class FreeSelection:
         score = float(found["score"])
         if not math.isfinite(score):
             return math.inf, False
-        return score, score < found["d_stsp"] + found["d_h"] + 1.0
+        return score, score < found["d_stsp"] + found["d_h"] + PENALTY / 2
 
     def consider(
         self, dynamics: LatentDynamics, state: dict, row: dict[str, Any], stage: int

@@ -72,8 +72,11 @@ class LaplaceEM(Engine):
             ``kept`` of the history), and a later stage is preferred to one before unless all its
             runs come to rest or leave. Evidence says little about what a map does beside the data,
             so that this is for maps that are to be run freely, most of all with held process noise
-            (:func:`held_stages`), and not for systems that only noise keeps moving. Restarts are
-            compared by the same score, of validation data where given.
+            (:func:`held_stages`), and not for systems that only noise keeps moving. What is kept
+            has the process noise of its stage, so that forecasts are too narrow where that was
+            held small; a last ``Stage(learn=("process_noise", "observations"))`` fits it to the
+            map that was kept. Restarts are compared by the same score, of validation data where
+            given.
 
     References:
         Durstewitz (2017), PLoS Comput Biol 13:e1005542, doi:10.1371/journal.pcbi.1005542.

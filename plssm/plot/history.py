@@ -28,9 +28,9 @@ def convergence(
         history: DataFrame, rows in the order they were computed. Of EM: columns `iteration` and
             `evidence` (nats), and optionally `stage`, `joint`, `restart` and `selected`; evidence
             and joint are drawn, the stages named, and what is kept by its free runs is marked
-            (column `kept`). Of a training by gradients: `step` and
-            `score`, and optionally `loss`, `d_stsp`, `d_h`, `restart` and `selected`; one panel
-            each, and the check whose parameters are kept is marked.
+            (column `kept`). Of a training by gradients: `step` and `score`, and optionally
+            `loss`, `d_stsp`, `d_h`, `restart` and `selected`; one panel each, and the check whose
+            parameters are kept is marked.
         title: Title.
         ax: Axes to draw in, as many as there are panels; default a new figure.
 

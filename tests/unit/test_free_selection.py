@@ -46,7 +46,7 @@ def score(model, data, path=None):
 
 
 def turning(turn):
-    """A rotation by an angle, of a third state at rest, so that runs do not depend on rounding."""
+    """A rotation by an angle, written with hinges: its runs do not depend on rounding."""
     c, s = math.cos(turn), math.sin(turn)
     return D.ShallowPLRNN.from_parameters(
         A=[0.0] * 2, W1=np.hstack([[[c, -s], [s, c]], -np.array([[c, -s], [s, c]])]),
