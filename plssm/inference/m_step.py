@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from plssm.data import Batch
 from plssm.dynamics.base import LatentDynamics, PiecewiseLinear
-from plssm.dynamics.noise import Noise
+from plssm.inference.normal_equations import NormalEquations, Quadratic
 from plssm.inference.statistics import TransitionStatistics
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
@@ -27,9 +25,6 @@ __all__ = [
 ]
 
 
-SINGULAR = 1e-4  # smallest pivot of a system that counts as regular
-
-
 def update_coefficients(
     dynamics: PiecewiseLinear,
     statistics: TransitionStatistics,
@@ -38,14 +33,13 @@ def update_coefficients(
     trial_means: np.ndarray | None = None,
     *,
     ridge: float = 0.0,
-) -> None:
+) -> NormalEquations | None:
     r"""Maximise the expected log density of the transitions over the free coefficients.
 
     .. math:: z_t = \theta\, [z_{t-1}; \mathrm{relu}(G z_{t-1} + g); 1; s_t] + \varepsilon_t
 
-    Each row is a least-squares problem of its own when the process noise is diagonal; with full
-    noise and rows that differ in their free entries all rows are solved together. Frozen entries
-    stay on the known side, quadratic priors (manifold-attractor regularisation) are included.
+    Frozen entries stay on the known side, quadratic priors (manifold-attractor regularisation) are
+    included.
 
     Args:
         dynamics: Dynamics with closed-form coefficients; changed in place.
@@ -54,19 +48,22 @@ def update_coefficients(
         batch: The trials.
         trial_means: Mean of z_1 of each trial, for ``initial="tied"``.
         ridge: Precision of a zero-mean Gaussian prior on the weights of the hinges.
+
+    Returns:
+        The equations that were solved, with the coefficients before; None where none are free.
     """
-    theta, free = (np.asarray(c.detach()) for c in dynamics.coefficients())
+    theta, free = (np.asarray(c.detach()).copy() for c in dynamics.coefficients())
     if not free.any():
-        return
-    terms = [_Quadratic.of(dynamics.noise, statistics.regressors, statistics.targets)]
+        return None
+    precision = dynamics.noise.precision.detach().numpy()
+    terms = [Quadratic(precision, statistics.regressors, statistics.targets)]
     if dynamics.input_at_start and dynamics.n_inputs:
         terms.append(_start_term(dynamics, posterior, batch, theta.shape[1], trial_means))
-    weight, target = _prior(dynamics, theta.shape, ridge)
-    coupled = any(np.any(t.precision != np.diag(np.diag(t.precision))) for t in terms)
-    solve = _solve_jointly if coupled else _solve_rows
-    theta = solve(theta, free, terms, weight, target)
+    equations = NormalEquations(theta, free, tuple(terms), *_prior(dynamics, theta.shape, ridge))
+    theta = equations.solution()
     if np.isfinite(theta).all():
         dynamics.assign_coefficients(torch.from_numpy(theta))
+    return equations
 
 
 def ridge_penalty(dynamics: PiecewiseLinear, ridge: float) -> float:
@@ -100,26 +97,13 @@ def _prior(
     return weight, target
 
 
-@dataclass(frozen=True)
-class _Quadratic:
-    r"""One term :math:`-\tfrac12 \mathrm{tr}\,P(\theta R \theta^\top - 2 T \theta^\top)`."""
-
-    precision: np.ndarray
-    regressors: np.ndarray
-    targets: np.ndarray
-
-    @classmethod
-    def of(cls, noise: Noise, regressors: np.ndarray, targets: np.ndarray) -> _Quadratic:
-        return cls(noise.precision.detach().numpy(), regressors, targets)
-
-
 def _start_term(
     dynamics: PiecewiseLinear,
     posterior: GaussianChain,
     batch: Batch,
     width: int,
     trial_means: np.ndarray | None,
-) -> _Quadratic:
+) -> Quadratic:
     """z_1 = mu0 + C s_1 + noise tells about C, too, when inputs act at the start."""
     k = dynamics.n_inputs
     s = batch.inputs[:, 0].numpy()
@@ -130,83 +114,7 @@ def _start_term(
     regressors[-k:, -k:] = s.T @ s
     targets[:, -k:] = first.T @ s
     noise = dynamics.initial.noise if shared else dynamics.noise
-    return _Quadratic.of(noise, regressors, targets)
-
-
-def _solve_rows(
-    theta: np.ndarray,
-    free: np.ndarray,
-    terms: list[_Quadratic],
-    weight: np.ndarray,
-    target: np.ndarray,
-) -> np.ndarray:
-    """Rows that do not depend on each other; those with equally many free entries together."""
-    solved, known = theta.copy(), np.where(free, 0.0, theta)
-    counts = free.sum(1)
-    for count in np.unique(counts[counts > 0]):
-        rows = np.flatnonzero(counts == count)
-        columns = np.nonzero(free[rows])[1].reshape(len(rows), count)
-        at, pairs = rows[:, None], (columns[:, :, None], columns[:, None, :])
-        system = np.zeros((len(rows), count, count))
-        system[:, np.arange(count), np.arange(count)] = weight[at, columns]
-        right = (weight * target)[at, columns]
-        for t in terms:
-            precision = np.diag(t.precision)[rows]
-            system += precision[:, None, None] * t.regressors[pairs]
-            right += precision[:, None] * (t.targets - known @ t.regressors)[at, columns]
-        solved[at, columns] = _least_squares(system, right)
-    return solved
-
-
-def _solve_jointly(
-    theta: np.ndarray,
-    free: np.ndarray,
-    terms: list[_Quadratic],
-    weight: np.ndarray,
-    target: np.ndarray,
-) -> np.ndarray:
-    """Rows coupled through a full noise precision, solved as one linear system."""
-    rows, columns = np.nonzero(free)
-    known = np.where(free, 0.0, theta)
-    system = np.diag(weight[rows, columns])
-    right = (weight * target)[rows, columns]
-    for t in terms:
-        system += t.precision[np.ix_(rows, rows)] * t.regressors[np.ix_(columns, columns)]
-        right = right + (t.precision @ (t.targets - known @ t.regressors))[rows, columns]
-    solved = theta.copy()
-    solved[rows, columns] = _least_squares(system, right)
-    return solved
-
-
-def _least_squares(system: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solve symmetric positive (semi-)definite systems, minimum norm where they are singular.
-
-    Args:
-        system: ``[..., K, K]``.
-        right: ``[..., K]``.
-    """
-    size = np.diagonal(system, axis1=-2, axis2=-1)
-    seen = size > 1e-200  # a unit that never opens has no regressor, and gets no weight
-    scale = np.where(seen, 1.0 / np.sqrt(np.where(seen, size, 1.0)), 0.0)
-    scaled = system * scale[..., :, None] * scale[..., None, :]
-    right = scale * right
-    solved = _definite(scaled, right)
-    if solved is None:
-        solved = np.empty_like(right)
-        for i in np.ndindex(right.shape[:-1]):
-            solved[i] = np.linalg.lstsq(scaled[i], right[i], rcond=1e-13)[0]
-    return scale * solved
-
-
-def _definite(system: np.ndarray, right: np.ndarray) -> np.ndarray | None:
-    """Solution of systems with unit diagonal, None where one of them is close to singular."""
-    try:
-        root = np.linalg.cholesky(system)
-    except np.linalg.LinAlgError:
-        return None
-    if not np.diagonal(root, axis1=-2, axis2=-1).min() > SINGULAR:
-        return None
-    return np.linalg.solve(system, right[..., None])[..., 0]
+    return Quadratic(noise.precision.detach().numpy(), regressors, targets)
 
 
 def update_process_noise(
