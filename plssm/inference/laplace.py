@@ -20,7 +20,7 @@ from plssm.posterior import GaussianChain
 
 __all__ = ["LaplaceResult", "laplace_posterior"]
 
-LOOSENED = (1e4, 1e3, 1e2, 1e1)  # multiples of the process noise that a cold search goes through
+LOOSENED = 10.0 ** np.arange(5, 0, -0.15)  # times the process noise, for a cold search
 ROUGH = {"steps": 10, "max_solves": 60, "tolerance": 1e-4}  # how exactly
 
 
