@@ -29,7 +29,7 @@ def row_of(
         iteration: Number of the M-steps of the stage before it.
         result: What the E-step found.
         noise: Variances of the process noise.
-        seconds: Time of M-step and E-step.
+        seconds: Time of the M-step and of all E-steps that its parameters took.
     """
     noise, joint = float(noise.detach().mean()), float(result.joint.sum())
     found = (result.evidence, joint, float(result.logdet.sum()), noise, result.solves,

@@ -16,11 +16,11 @@ import torch
 from plssm.data import Batch
 from plssm.dynamics.linear import LinearDynamics
 from plssm.errors import PlssmError
+from plssm.inference.acceleration import Acceleration, Maximised, acceleration_of
 from plssm.inference.batch_windows import BatchWindow
 from plssm.inference.denoised_path import denoised_path
 from plssm.inference.em_history import history, row_of
 from plssm.inference.em_parameters import EMParameters
-from plssm.inference.extrapolation import Extrapolation
 from plssm.inference.frames import best_frames
 from plssm.inference.free_selection import FREE_SCORE, FreeSelection
 from plssm.inference.hinge_placement import lifted
@@ -47,14 +47,9 @@ from plssm.inference.starts import (
     state_dim,
     turn,
 )
-from plssm.inference.statistics import (
-    TransitionStatistics,
-    exact_statistics,
-    regional_statistics,
-)
+from plssm.inference.statistics import transition_statistics
 from plssm.model import StateSpaceModel
 from plssm.observations.base import ObservationModel
-from plssm.posterior import GaussianChain
 
 if TYPE_CHECKING:
     from plssm.inference.laplace_em import LaplaceEM
@@ -66,7 +61,6 @@ SLACK = 1e-10  # nats per observed value by which rounding may lower the evidenc
 E_STEP = 1e-6  # gain of a Newton step, relative to the log joint, that ends an E-step
 BREAKDOWNS = (np.linalg.LinAlgError, torch.linalg.LinAlgError, ValueError, PlssmError)
 NEARBY = ((-1, 1), (-1,))  # neighbours in time by which the data are cleaned of noise
-MEMORY = 5  # earlier EM steps from which the next is extrapolated
 HALVINGS = 4  # shorter steps that are tried where an EM step lowers the Laplace evidence
 
 
@@ -294,14 +288,13 @@ class EMRun:
         if self.evidence > -np.inf and stage.accelerated:
             self._renew_path()
         self.good, plain = None, None
-        further = Extrapolation(MEMORY if stage.accelerated else 0)
+        further, began = acceleration_of(stage, self.values), time.perf_counter()
         while True:
-            began = time.perf_counter()
             result = self._e_step(guarded=plain is not None)
             objective = self._objective(result)
             if plain is not None and not objective >= good["objective"]:
                 self._set(plain)
-                plain = further.forget()
+                self.path, plain = good["path"], further.forget()
                 continue
             if result.failed:
                 return self._keep(good, stage, f"the E-step ended {set(result.status)}")
@@ -314,6 +307,7 @@ class EMRun:
                 continue
             gained = np.inf if good is None else objective - good["objective"]
             idle = idle + 1 if gained < self.engine.tolerance * self.values else 0
+            further.gained(gained)
             good = self._snapshot(objective, result)
             self.good, halved = good, 0
             self._record(stage, iteration, result, began)
@@ -321,13 +315,13 @@ class EMRun:
                 self._compare(stage, good)
             if iteration == stage.iterations or idle >= PATIENCE:
                 break
-            iteration += 1
+            iteration, began = iteration + 1, time.perf_counter()
             self.path = result.path
             try:
-                self._m_step(stage, result)
+                made = self._m_step(stage, result)
             except (np.linalg.LinAlgError, torch.linalg.LinAlgError, ValueError) as error:
                 return self._keep(good, stage, f"the M-step failed ({error})")
-            plain = self._extrapolate(further, good["parameters"])
+            plain = self._move_on(further, made)
         self._restore(good)
         if self.best is None or good["evidence"] > self.best["evidence"]:
             self.best = good
@@ -360,13 +354,15 @@ class EMRun:
         anew = self._e_step(guarded=True)
         self.path = anew.path if self._objective(anew) > self._objective(found) else last
 
-    def _extrapolate(self, further: Extrapolation, before: EMParameters) -> EMParameters | None:
+    def _move_on(self, further: Acceleration, made: Maximised) -> EMParameters | None:
         """Move on from the M-step's parameters; these, or None where nothing was moved."""
-        plain, point = self._parameters(), before.vector()
-        moved = further.after(point, plain.vector() - point)
-        if moved is None or not np.isfinite(moved).all():
+        plain = self._parameters()
+        moved = further.after(self.model, plain, made, self.batch)
+        if moved is None:
             return None
-        self._set(plain.at(moved))
+        self._set(moved.parameters)
+        if moved.shift is not None:
+            self.path = self.path + moved.shift
         return plain
 
     def _go_halfway_back(self, good: dict) -> None:
@@ -382,13 +378,16 @@ class EMRun:
         self.model.load_state_dict(parameters.state)
         self.trial_means = parameters.trial_means
 
-    def _m_step(self, stage: Stage, result: LaplaceResult) -> None:
-        dynamics, floor = self.model.dynamics, self.engine.floor
+    def _m_step(self, stage: Stage, result: LaplaceResult) -> Maximised:
+        dynamics, floor, equations = self.model.dynamics, self.engine.floor, None
         posterior = mean_corrected(self.model, self.batch, result)
         if {"dynamics", "process_noise"} & set(stage.learn):
-            statistics = self._statistics(posterior, result.slope)
+            exact = self.engine.moments == "exact"
+            statistics = transition_statistics(
+                dynamics, posterior, self.batch, result.slope, exact=exact
+            )
         if "dynamics" in stage.learn:
-            update_coefficients(
+            equations = update_coefficients(
                 dynamics, statistics, posterior, self.batch, self.trial_means,
                 ridge=self.engine.ridge,
             )  # fmt: skip
@@ -400,17 +399,12 @@ class EMRun:
             )
         if "observations" in stage.learn:
             update_observations(self.model, posterior, self.batch)
+        return Maximised(self.good["parameters"], posterior, result.slope, equations)
 
     def _penalty(self) -> float:
         dynamics = self.model.dynamics
         own = float(dynamics.penalty().detach())
         return own + ridge_penalty(dynamics, self.engine.ridge)
-
-    def _statistics(self, posterior: GaussianChain, slope: np.ndarray) -> TransitionStatistics:
-        arguments = (self.model.dynamics, posterior, self.batch)
-        if self.engine.moments == "exact" or not slope.shape[2]:
-            return exact_statistics(*arguments)
-        return regional_statistics(*arguments, slope)
 
     # -- the last good state -------------------------------------------------------------------
     def _snapshot(self, objective: float, result: LaplaceResult) -> dict:

@@ -36,6 +36,9 @@ class Stage:
         accelerated: Whether the latent path is found anew first, and steps are extrapolated from
             the last ones (with a plain step where that is not better). It needs a free process
             noise: what held noise is for is to keep EM from the nearest optimum.
+        newton: Whether the map takes Newton steps once EM gains little: M-steps that know how the
+            path follows the map. An iteration takes little longer, and gains as much as ten of EM
+            where the process noise is small, so that the path has to follow.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Stage:
     begin: Literal["last", "best"] = "last"
     learn: tuple[str, ...] = field(default=LEARNABLE)
     accelerated: bool = False
+    newton: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "learn", tuple(self.learn))
@@ -68,6 +72,10 @@ class Stage:
                 f"Stage {self.name!r}: accelerated is True, and process_noise is held; leave one "
                 "of the two out."
             )
+        if self.newton and self.accelerated:
+            raise PlssmError(
+                f"Stage {self.name!r}: newton and accelerated are both True; leave one out."
+            )
 
 
 def plain_stages(iterations: int) -> tuple[Stage, ...]:
@@ -87,7 +95,7 @@ def searched_stages(iterations: int) -> tuple[Stage, ...]:
     )
 
 
-def annealed_stages(iterations: int) -> tuple[Stage, ...]:
+def annealed_stages(iterations: int, *, newton: bool = True) -> tuple[Stage, ...]:
     """From a linear system to the piecewise-linear one, with falling process noise.
 
     Lowering the process noise step by step moves the burden of explaining the data from the noise
@@ -98,6 +106,8 @@ def annealed_stages(iterations: int) -> tuple[Stage, ...]:
     Args:
         iterations: EM iterations of the piecewise-linear stages together; the linear stage, which
             costs little, has at least 50 of its own.
+        newton: Whether the map takes Newton steps; 50 iterations with them mostly get farther than
+            200 without.
 
     References:
         Koppe et al. (2019), PLoS Comput Biol 15:e1007263, doi:10.1371/journal.pcbi.1007263.
@@ -108,15 +118,15 @@ def annealed_stages(iterations: int) -> tuple[Stage, ...]:
 
     return (
         Stage("linear", max(share(8), 50), dynamics="linear"),
-        Stage("free start", share(16)),
-        Stage("noise 0.01", share(8), process_noise=1e-2),
-        Stage("noise 0.001", share(16), process_noise=1e-3),
-        Stage("noise 0.0001", share(26), process_noise=1e-4),
-        Stage("free", share(34), begin="best"),
+        Stage("free start", share(16), newton=newton),
+        Stage("noise 0.01", share(8), process_noise=1e-2, newton=newton),
+        Stage("noise 0.001", share(16), process_noise=1e-3, newton=newton),
+        Stage("noise 0.0001", share(26), process_noise=1e-4, newton=newton),
+        Stage("free", share(34), begin="best", newton=newton),
     )
 
 
-def held_stages(iterations: int) -> tuple[Stage, ...]:
+def held_stages(iterations: int, *, newton: bool = True) -> tuple[Stage, ...]:
     """For free runs of systems with little noise: the process noise is held small throughout.
 
     Held at 1e-4 (for latents of unit variance) the path has to follow the map over many steps, so
@@ -124,17 +134,19 @@ def held_stages(iterations: int) -> tuple[Stage, ...]:
     dimensions, nothing then says what the map does beside the few dimensions of the data, and
     free runs escape there. Holding the noise at 1e-3 for the last quarter spreads the posterior
     over these directions too, which makes the map contract along them. It can also cost a map
-    what it had. Use ``LaplaceEM(stages=held_stages(200), ridge=10.0, select="free_runs")``, which
+    what it had. Use ``LaplaceEM(stages=held_stages(50), ridge=10.0, select="free_runs")``, which
     keeps the iteration with the best free runs. The noise is never estimated: forecast spreads are
     those of the held noise.
 
     Args:
         iterations: EM iterations of the piecewise-linear stages together; the linear stage has 25
             of its own.
+        newton: Whether the map takes Newton steps; without them EM needs ten times as many
+            iterations.
     """
     last = max(iterations // 4, 1)
     return (
         Stage("linear", 25, dynamics="linear"),
-        Stage("noise 0.0001", max(iterations - last, 1), process_noise=1e-4),
-        Stage("noise 0.001", last, process_noise=1e-3),
+        Stage("noise 0.0001", max(iterations - last, 1), process_noise=1e-4, newton=newton),
+        Stage("noise 0.001", last, process_noise=1e-3, newton=newton),
     )

@@ -13,7 +13,12 @@ from plssm.kernels.chain_statistics import chain_statistics
 from plssm.kernels.regional_sums import regional_sums
 from plssm.posterior import GaussianChain
 
-__all__ = ["TransitionStatistics", "exact_statistics", "regional_statistics"]
+__all__ = [
+    "TransitionStatistics",
+    "exact_statistics",
+    "regional_statistics",
+    "transition_statistics",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,28 @@ class TransitionStatistics:
         r"""Expected sum of squared residuals :math:`\sum E[e_t e_t^\top]`, ``[M, M]``."""
         crossed = theta @ self.targets.T
         return self.squares - crossed - crossed.T + theta @ self.regressors @ theta.T
+
+
+def transition_statistics(
+    dynamics: PiecewiseLinear,
+    posterior: GaussianChain,
+    batch: Batch,
+    slope: np.ndarray,
+    *,
+    exact: bool = False,
+) -> TransitionStatistics:
+    """Statistics of the kind asked for; those without hinges are of one kind.
+
+    Args:
+        dynamics: Latent dynamics with a ReLU form.
+        posterior: Posterior of the batch.
+        batch: The trials (for the inputs).
+        slope: Slopes of the hinges at the mode ``[B, T-1, P]``.
+        exact: Moments of the hinges under the Gaussian instead of those of the region of the mode.
+    """
+    if exact or not slope.shape[2]:
+        return exact_statistics(dynamics, posterior, batch)
+    return regional_statistics(dynamics, posterior, batch, slope)
 
 
 def exact_statistics(

@@ -19,6 +19,7 @@ from plssm.inference import LaplaceEM, Stage, annealed_stages, held_stages, plai
         {"iterations": 1, "process_noise": 0.0},
         {"iterations": 1, "process_noise": 0.1, "accelerated": True},
         {"iterations": 1, "process_noise": float("nan")},
+        {"iterations": 1, "accelerated": True, "newton": True},
         {"iterations": 1, "learn": ("dynamics", "everything")},
         {"iterations": 1, "dynamics": "quadratic"},
     ],

@@ -344,7 +344,7 @@ def test_an_interrupted_part_of_long_data_is_kept(monkeypatch):
     def stopped(self, stage, result):
         if stage.name == "noise 0.001":
             raise KeyboardInterrupt
-        m_step(self, stage, result)
+        return m_step(self, stage, result)
 
     monkeypatch.setattr(em_run.EMRun, "_m_step", stopped)
     with pytest.warns(RuntimeWarning, match="interrupted"):
