@@ -38,7 +38,7 @@ PARTS = {
     "value of a path": (ChainPrior, "log_prob"),
     "factor at the mode": (newton, "_true_curvature"),
     "covariances": (GaussianChain, "arrays"),
-    "transition statistics": (em_run, "regional_statistics"),
+    "transition statistics": (em_run, "transition_statistics"),
     "M-step, dynamics": (em_run, "update_coefficients"),
     "M-step, noise": (em_run, "update_process_noise"),
     "M-step, observations": (em_run, "update_observations"),

@@ -7,8 +7,8 @@
 Nothing Gaussian is seen: counts of 24 neurons (log-rates affine in the standardised states, random
 weights of sd .5, half a spike per step and neuron at the mean) and the octant of the state about
 its mean, dt .02, process noise 1e-3. One trajectory of 2000 steps trains, two of 1000 test. A
-PLRNN of 6 states is fitted by LaplaceEM (``held_stages``), trained on from there by innovations,
-and trained by innovations from EKF's own start (50 EM iterations).
+PLRNN of 6 states is fitted by LaplaceEM (``held_stages`` without Newton steps), trained on from
+there by innovations, and trained by innovations from EKF's own start (50 EM iterations).
 
 Scores are of the test trajectories, given the model: one step ahead, six neurons hidden
 (co-smoothing), labels from the spikes, the log evidence by particles; "own" and "train" evidence
@@ -103,7 +103,7 @@ def fits(train: ps.Dataset, seed: int, given: argparse.Namespace) -> dict[str, p
     model = ps.StateSpaceModel(ps.dynamics.PLRNN(DIM), observations)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        engine = LaplaceEM(seed=seed, stages=held_stages(given.iterations))
+        engine = LaplaceEM(seed=seed, stages=held_stages(given.iterations, newton=False))
         em = engine.fit(model, train, progress=False)
         options = {"seed": seed, "steps": given.updates, "checks": 10, "select": "likelihood"}
         on = EKF(**options, learning_rate=(1e-3, 1e-4)).fit(em.model, train, progress=False)
