@@ -318,10 +318,9 @@ class EMRun:
             iteration, began = iteration + 1, time.perf_counter()
             self.path = result.path
             try:
-                made = self._m_step(stage, result)
+                plain = self._move_on(further, self._m_step(stage, result))
             except (np.linalg.LinAlgError, torch.linalg.LinAlgError, ValueError) as error:
                 return self._keep(good, stage, f"the M-step failed ({error})")
-            plain = self._move_on(further, made)
         self._restore(good)
         if self.best is None or good["evidence"] > self.best["evidence"]:
             self.best = good

@@ -368,6 +368,25 @@ def test_steps_that_lose_are_taken_back(factor, monkeypatch):
         assert newton.history.evidence.iloc[-1] > plain.history.evidence.iloc[-1]
 
 
+def test_a_step_that_fails_keeps_the_last_good_state(monkeypatch):
+    def breaks(*_):
+        raise np.linalg.LinAlgError("did not converge")
+
+    data = oscillator()
+    model = ps.StateSpaceModel(D.LinearDynamics(2), {"x": ps.observations.Gaussian(2)})
+    model = LaplaceEM(iterations=3).fit(model, data, progress=False).model
+    plain = fits(12, False, model, data)
+    monkeypatch.setattr("plssm.inference.map_newton.newton_move", breaks)
+    with pytest.warns(RuntimeWarning, match="did not converge.; the last good parameters"):
+        broken = fits(12, True, model, data)
+    done = len(broken.history)
+    assert 1 < done < len(plain.history)
+    np.testing.assert_allclose(broken.history.evidence, plain.history.evidence[:done], rtol=1e-12)
+    shorter = fits(done - 1, False, model, data)
+    for key, value in shorter.model.state_dict().items():
+        torch.testing.assert_close(value, broken.model.state_dict()[key])
+
+
 def test_steps_beside_free_noise():
     """The default stages of a wide map, whose noise and read-outs are learned at the same time."""
     rng = np.random.default_rng(0)
