@@ -36,6 +36,19 @@ def recording():
     return tents().simulate(1500, seed=1)
 
 
+@pytest.fixture(scope="module")
+def oscillation():
+    """A damped rotation that noise keeps going: runs of maps fitted to it do not leave."""
+    c, s = 0.98 * math.cos(0.3), 0.98 * math.sin(0.3)
+    dynamics = D.LinearDynamics.from_parameters(
+        [[c, -s], [s, c]], process_noise=[0.05, 0.05], initial_noise=1.0
+    )
+    seen = ps.observations.Gaussian.from_parameters(
+        np.array([[1.0, 0.2], [0.0, 1.0], [0.5, -0.5]]), noise=0.1
+    )
+    return ps.StateSpaceModel(dynamics, {"x": seen}).simulate(1500, seed=3)
+
+
 def score(model, data, path=None):
     """The score beside a path, or beside the model's own smoothed path."""
     batch = data.batch()
@@ -136,24 +149,24 @@ def fitted(data, **options):
     return LaplaceEM(**settings).fit(fresh, data, progress=False)
 
 
-def assert_is(fit, data, stage, iteration):
+def assert_is(fit, data, stage, iteration, **options):
     """A fit that is kept by evidence and ends there has the same parameters."""
     last = [s.name for s in HELD].index(stage)
     cut = Stage(stage, iteration, process_noise=HELD[last].process_noise)
-    same = fitted(data, stages=(*HELD[:last], cut))
+    same = fitted(data, stages=(*HELD[:last], cut), **options)
     assert "free_score" not in same.history
     for name, value in same.model.state_dict().items():
         torch.testing.assert_close(fit.model.state_dict()[name], value, rtol=1e-9, atol=1e-12)
 
 
-def test_what_is_kept_is_the_iteration_with_the_best_runs_of_the_last_stage(recording):
-    fit = fitted(recording, select="free_runs")
+def test_what_is_kept_is_the_iteration_with_the_best_runs_of_the_last_stage(oscillation):
+    fit = fitted(oscillation, select="free_runs", seed=1)
     rows = fit.history.query("stage == 'b'").set_index("iteration")
     best = int(rows["free_score"].idxmin())
     assert math.isfinite(rows["free_score"][best])
     kept = fit.history.query("kept")
     assert len(kept) == 1 and kept[["stage", "iteration"]].iloc[0].tolist() == ["b", best]
-    assert_is(fit, recording, "b", best)
+    assert_is(fit, oscillation, "b", best, seed=1)
     (axis,) = ps.plot.convergence(fit.history).axes
     mark = next(line for line in axis.lines if line.get_label() == "kept")
     at = int(kept.index[0])
