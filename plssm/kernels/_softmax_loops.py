@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from plssm.kernels._compile import compiled
 from plssm.kernels._exponential import exponential
 from plssm.kernels.predictor_newton import BLOCK, tile
+
+if TYPE_CHECKING:  # the compiled code also depends on the order of its fields
+    from plssm.kernels.softmax_expectation import SoftmaxSamples
 
 __all__ = ["GROUP", "complete", "evaluate"]
 
@@ -151,7 +155,10 @@ def _add_crosses(X, mean, sums):
 
 
 @compiled
-def evaluate(samples, theta, first, last, residuals, value, gradient, squares, spreads, crosses):
+def evaluate(
+    samples: SoftmaxSamples, theta, first, last, residuals, value, gradient, squares, spreads,
+    crosses,
+):  # fmt: skip
     """Adds what blocks first, ..., last - 1 contribute; no second order where sums are empty.
 
     Writes the sums over the points of indicators minus probabilities unless `residuals` is empty.

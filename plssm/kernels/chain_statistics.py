@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from plssm.kernels._compile import compiled
 from plssm.kernels._rectified_lanes import LANES, rectify_lanes, rectify_units
+from plssm.kernels._threads import even_ranges, side_by_side
 from plssm.kernels.gaussian_moments import (
     relu_cross_moments,
     relu_second_moments_plain,
@@ -157,17 +156,13 @@ def _covariance_sums(pre, P, X, inner, identity, at, pair):
 
 def _split_covariance_sums(pre, P, X, inner, identity, at, pair, threads):
     """The same with the transitions shared among threads."""
-    parts = min(threads, max(1, at.size // (4 * LANES)))
-    if parts == 1:
-        return _covariance_sums(pre, P, X, inner, identity, at, pair)
-    edges = np.linspace(0, at.size, parts + 1).astype(int)
-    slices = [slice(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
-    with ThreadPoolExecutor(parts) as pool:
-        jobs = [
-            pool.submit(_covariance_sums, pre[s], P, X, inner, identity, at[s], pair[s])
-            for s in slices
-        ]
-        results = [job.result() for job in jobs]
+
+    def run(first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        some = slice(first, last)
+        return _covariance_sums(pre[some], P, X, inner, identity, at[some], pair[some])
+
+    ranges = even_ranges(at.size, at.size, threads=threads, enough=4 * LANES)
+    results = side_by_side(run, ranges)
     expected = np.concatenate([r[0] for r in results])
     return expected, sum(r[1] for r in results), sum(r[2] for r in results)
 

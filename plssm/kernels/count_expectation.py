@@ -10,6 +10,7 @@ from scipy.special import gammaln
 
 from plssm.kernels._compile import compiled
 from plssm.kernels._exponential import exponential
+from plssm.kernels._threads import even_ranges, side_by_side
 from plssm.kernels.count_terms import add_log_factorials
 from plssm.kernels.predictor_newton import BLOCK, copy_channels, tile
 
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 _LARGEST = 600.0  # exponents above are cut off
+_ENOUGH = 2e7  # multiplications below which a second thread does not pay
 _SMALL = 200_000  # multiplications of one product: below what BLAS gives to several threads
 _GROUP = 8  # channels whose products with the covariances are taken together
 _PRECISE = {"contract", "nsz"}
@@ -173,12 +175,12 @@ def _total(rate, seen):
 
 
 @compiled
-def _sums(features, seen, offset, width, samples, weight, total, sums, rate):
-    """Adds up the rates and their products with the features; writes the rates."""
+def _sums(features, seen, offset, width, samples, weight, first, last, total, sums, rate):
+    """Adds up the rates of some blocks and their products with the features; writes the rates."""
     channels, size = weight.shape[0], features.shape[2]
     group = max(1, _SMALL // (features.shape[1] * size))
     exponent, none = np.empty((group, size)), np.empty(0)
-    for k in range(features.shape[0]):
+    for k in range(first, last):
         for start in range(0, channels, group):
             stop = min(start + group, channels)
             np.dot(weight[start:stop], features[k], exponent[: stop - start])
@@ -205,14 +207,14 @@ def _weigh(X, b, rate, root, a):
 
 
 @compiled
-def _squares(V, X, theta, rate, sums):
-    """Adds the sums of rate a a' to sums [N, rows, columns], padded; on and below the diagonal."""
+def _squares(V, X, theta, rate, first, last, sums):
+    """Adds rate a a' of some blocks to sums [N, rows, columns]; on and below the diagonal."""
     channels, size = theta.shape[0], V.shape[1]
     width = X.shape[2]
     root, a = np.empty(width), np.zeros((max(sums.shape[1], sums.shape[2]), width))
     weight = np.ascontiguousarray(theta[:, :size])
     b = np.empty((_GROUP, size * width))
-    for k in range(X.shape[0]):
+    for k in range(first, last):
         for start in range(0, channels, _GROUP):
             count = min(_GROUP, channels - start)
             np.dot(weight[start : start + count], V[k], b[:count])
@@ -262,19 +264,18 @@ def expected_counts(
     theta = np.require(theta, np.float64, "CW")
     channels, size = len(theta), samples.covariance.shape[1]
     weight = _coefficients(theta, size)
-    total, sums = np.zeros(channels), np.zeros(weight.shape)
     rate = np.empty((len(samples.features), channels, BLOCK))
-    _sums(
-        samples.features,
-        samples.seen,
-        samples.offset,
-        samples.width,
-        samples.samples,
-        weight,
-        total,
-        sums,
-        rate,
-    )
+
+    def run(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        total, sums = np.zeros(channels), np.zeros(weight.shape)
+        _sums(
+            samples.features, samples.seen, samples.offset, samples.width, samples.samples,
+            weight, first, last, total, sums, rate,
+        )  # fmt: skip
+        return total, sums
+
+    ranges = even_ranges(len(rate), 2 * rate.size * weight.shape[1], enough=_ENOUGH)
+    total, sums = (sum(x) for x in zip(*side_by_side(run, ranges), strict=True))
     value = samples.constant + (theta * samples.totals).sum(1) - total
     gradient, spread = np.empty(theta.shape), np.empty((channels, size, size))
     _gradient(samples.totals, sums, theta, gradient, spread)
@@ -332,9 +333,16 @@ def expected_counts_curvature(
         [N, Q, Q].
     """
     theta = np.require(theta, np.float64, "CW")
-    channels, columns = theta.shape
-    sums = np.zeros((channels, -(-columns // 4) * 4, -(-columns // 3) * 3))
-    _squares(samples.covariance, samples.features, theta, rate, sums)
+    (channels, columns), size = theta.shape, spread.shape[1]
+    shape = (channels, -(-columns // 4) * 4, -(-columns // 3) * 3)
+
+    def run(first: int, last: int) -> np.ndarray:
+        sums = np.zeros(shape)
+        _squares(samples.covariance, samples.features, theta, rate, first, last, sums)
+        return sums
+
+    ranges = even_ranges(len(rate), rate.size * (size**2 + columns**2 / 2), enough=_ENOUGH)
+    sums = sum(side_by_side(run, ranges))
     curvature = np.empty((channels, columns, columns))
     _complete(sums, spread, curvature)
     return curvature

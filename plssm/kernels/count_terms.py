@@ -9,12 +9,21 @@ from scipy.special import gammaln
 
 from plssm.kernels._compile import compiled
 from plssm.kernels._exponential import exponential
+from plssm.kernels._threads import even_ranges, side_by_side
 
-__all__ = ["add_log_factorials", "log_factorial", "poisson_terms", "poisson_terms_plain"]
+__all__ = [
+    "SMALL",
+    "add_log_factorials",
+    "add_predictors",
+    "log_factorial",
+    "poisson_terms",
+    "poisson_terms_plain",
+]
 
 _PRECISE = {"contract", "nsz"}
 _LOOSE = {"contract", "reassoc", "nsz"}
-_SMALL = 200_000  # multiplications of one product: below what BLAS gives to several threads
+_ENOUGH = 2e7  # multiplications below which a second thread does not pay
+SMALL = 200_000  # multiplications of one product: below what BLAS gives to several threads
 _LOG_FACTORIAL = gammaln(np.arange(1.0, 1025.0))
 
 
@@ -43,7 +52,7 @@ def add_log_factorials(y, mask, full, sums):
 
 
 @compiled
-def _predictors(states, weight_t, offset, known, eta):
+def add_predictors(states, weight_t, offset, known, eta):
     """Writes the predictors of a piece of samples."""
     np.dot(states, weight_t, eta)
     for t in range(eta.shape[0]):
@@ -137,25 +146,27 @@ def _unpack(packed, place, out):
 
 
 @compiled
-def _terms(y, mask, states, weight, offset, known, width, bound, value, score, curvature):
-    """Goes through the samples in pieces that stay in the cache."""
-    trials, samples, channels = y.shape
+def _terms(
+    y, mask, states, weight, offset, known, width, bound, first, last, value, score, curvature
+):
+    """Goes through samples first, ..., last - 1 in pieces that stay in the cache."""
+    trials, _, channels = y.shape
     weight_t = np.ascontiguousarray(weight.T)
     pairs, place = _pair_products(weight)
-    piece = max(1, min(samples, _SMALL // pairs.size))
+    piece = max(1, min(last - first, SMALL // pairs.size))
     workspace, packed = np.empty((3, piece, channels)), np.empty((piece, pairs.shape[1]))
     log_width, factorials = math.log(width), np.empty(channels)
     for b in range(trials):
-        full = mask[b].all()
+        full = mask[b, first:last].all()
         factorials[:] = 0.0
-        add_log_factorials(y[b], mask[b], full, factorials)
-        value[b] = -factorials.sum()
-        for start in range(0, samples, piece):
-            stop = min(start + piece, samples)
+        add_log_factorials(y[b, first:last], mask[b, first:last], full, factorials)
+        value[b] -= factorials.sum()
+        for start in range(first, last, piece):
+            stop = min(start + piece, last)
             count = stop - start
             eta, rate, gradient = workspace[0, :count], workspace[1, :count], workspace[2, :count]
             given = known[b, start:stop] if known.size else known[0:0, 0]
-            _predictors(states[b, start:stop], weight_t, offset, given, eta)
+            add_predictors(states[b, start:stop], weight_t, offset, given, eta)
             n, seen = y[b, start:stop].reshape(-1), mask[b, start:stop].reshape(-1)
             x, r, g = eta.reshape(-1), rate.reshape(-1), gradient.reshape(-1)
             _rates(x, width, bound, r)
@@ -190,7 +201,7 @@ def poisson_terms(
         g_t = C^\top (y_t - \lambda_t), \quad R_t = C^\top \mathrm{diag}(\lambda_t)\, C
 
     over observed entries; beyond the bound exp goes on as its second-order expansion (see
-    `plssm.observations.counts.rates.Exponential`). Runs on one thread.
+    `plssm.observations.counts.rates.Exponential`).
 
     Args:
         y: [B, n, N].
@@ -209,23 +220,21 @@ def poisson_terms(
         np.require(x, np.float64, "CW") for x in (y, states, weight, offset)
     )
     known = np.zeros((0, 0, 0)) if known is None else np.require(known, np.float64, "CW")
+    mask = np.require(mask, np.bool_, "CW")
     trials, samples, _ = y.shape
     dim = weight.shape[1]
-    value, score = np.zeros(trials), np.empty((trials, samples, dim))
-    curvature = np.empty((trials, samples, dim * dim))
-    _terms(
-        y,
-        np.require(mask, np.bool_, "CW"),
-        states,
-        weight,
-        offset,
-        known,
-        float(width),
-        float(bound),
-        value,
-        score,
-        curvature,
-    )
+    score, curvature = np.empty(states.shape), np.empty((trials, samples, dim * dim))
+
+    def run(first: int, last: int) -> np.ndarray:
+        value = np.zeros(trials)
+        _terms(
+            y, mask, states, weight, offset, known, float(width), float(bound), first, last,
+            value, score, curvature,
+        )  # fmt: skip
+        return value
+
+    ranges = even_ranges(samples, y.size * dim * (dim + 5) / 2, enough=_ENOUGH)
+    value = sum(side_by_side(run, ranges))
     return value, score, curvature.reshape(trials, samples, dim, dim)
 
 

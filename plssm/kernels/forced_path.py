@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plssm.kernels._lane_emitter import vector_width
+from plssm.kernels._threads import side_by_side
 from plssm.kernels.forced_lanes import (
     adjoint_lanes,
     adjoint_room,
@@ -345,17 +343,8 @@ def _each(run: Callable[[int], None], groups: int) -> None:
     """Calls run(group) for all groups, on as many threads as torch has."""
     threads = min(torch.get_num_threads(), groups)
 
-    def share(first: int) -> None:
+    def share(first: int, _: int) -> None:
         for group in range(first, groups, threads):
             run(group)
 
-    waiting = [_helpers().submit(share, first) for first in range(1, threads)]
-    share(0)
-    for other in waiting:
-        other.result()
-
-
-@functools.cache
-def _helpers() -> ThreadPoolExecutor:
-    """Threads that stay: starting one takes as long as a small batch."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="plssm")
+    side_by_side(share, [(first, groups) for first in range(threads)])

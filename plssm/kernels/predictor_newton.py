@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from plssm.kernels._compile import compiled
+from plssm.kernels._threads import even_ranges, side_by_side
 
 __all__ = [
     "BLOCK",
@@ -154,19 +154,14 @@ def predictor_products(
     count, columns = X.shape[:2]
     shape = (channels, -(-size // _TILE[0]) * _TILE[0], -(-columns // _TILE[1]) * _TILE[1])
     work = p.size * size * (size + columns)
-    parts = max(1, min(threads, count, int(work / _ENOUGH) + 1))
-    edges = [count * k // parts for k in range(parts + 1)]
 
     def run(first: int, last: int) -> np.ndarray:
         sums = np.zeros(shape)
         _products(V, X, weight, p, q, first, last, sums)
         return sums
 
-    if parts == 1:
-        total = run(0, count)
-    else:
-        with ThreadPoolExecutor(parts) as pool:
-            total = sum(pool.map(run, edges[:-1], edges[1:]))
+    ranges = even_ranges(count, work, threads=threads, enough=_ENOUGH)
+    total = sum(side_by_side(run, ranges))
     return total[:, :size, :columns]
 
 

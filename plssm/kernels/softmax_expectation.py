@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from scipy.special import logsumexp
 
 from plssm.kernels._compile import compiled
 from plssm.kernels._softmax_loops import GROUP, complete, evaluate
+from plssm.kernels._threads import even_ranges, side_by_side
 from plssm.kernels.predictor_newton import BLOCK, copy_channels
 
 __all__ = [
@@ -160,20 +160,14 @@ def expected_softmax(
         (rows, -(-columns // 4) * 4, -(-size // 3) * 3),
     ]
     work = blocks * BLOCK * (rows + len(theta)) * (columns**2 + samples.pairs * size**2)
-    parts = max(1, min(threads, blocks, int(work / _ENOUGH) + 1))
-    edges = [blocks * k // parts for k in range(parts + 1)]
 
     def run(first: int, last: int) -> list[np.ndarray]:
         sums = [np.zeros(shape) for shape in shapes]
         evaluate(samples, theta, first, last, np.zeros((0, 0, 0)), *sums)
         return sums
 
-    if parts == 1:
-        sums = run(0, blocks)
-    else:
-        with ThreadPoolExecutor(parts) as pool:
-            found = zip(*pool.map(run, edges[:-1], edges[1:]), strict=True)
-            sums = [sum(x) for x in found]
+    ranges = even_ranges(blocks, work, threads=threads, enough=_ENOUGH)
+    sums = [sum(x) for x in zip(*side_by_side(run, ranges), strict=True)]
     value, gradient = sums[0] / samples.count, sums[1] / samples.count
     if not curvature:
         return value, gradient, None
