@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve
+from plssm.kernels.mode_search import RegionMaxima
+from plssm.kernels.ray_slopes import ray_slopes
 
 __all__ = ["TOLERANCE", "ActiveSet", "ascend", "clarke_slopes", "one_sided_slopes"]
 
@@ -92,11 +96,12 @@ def ascend(
     Returns:
         The last state, whether it is stationary, and the number of solves.
     """
+    maximum = _maxima(prior, terms, rho)
     for solve in range(1, max_solves + 1):
-        target, _ = linear_solve(prior, terms, state.slope, pins=state.pinned, rho=rho)
+        target = maximum(state.slope, state.pinned)
         ray = _Ray(prior, terms, state, target - state.path)
         wrong = ray.on_kink & (ray.slope(0.0, after=True) != state.slope)
-        if wrong.any() and ray.rise(0.0, after=True) <= 0:
+        if wrong.any() and not ray.begins_uphill:
             state = ActiveSet(state.path, np.where(wrong, 0.0, state.slope), state.pinned | wrong)
             continue
         step, hit = ray.first_maximum()
@@ -111,6 +116,15 @@ def ascend(
             if not released:
                 return state, True, solve
     return state, False, max_solves
+
+
+def _maxima(
+    prior: ChainPrior, terms: QuadraticTerms, rho: float
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The maximum of a region, as a function of slopes and pins."""
+    if terms.banded is None:
+        return RegionMaxima(prior.packed, terms.information, terms.score, rho)
+    return lambda slope, pinned: linear_solve(prior, terms, slope, pins=pinned, rho=rho)[0]
 
 
 def _release(prior: ChainPrior, state: ActiveSet, rho: float) -> tuple[ActiveSet, bool]:
@@ -140,14 +154,15 @@ class _Ray:
     ) -> None:
         self.prior, self.terms, self.state, self.direction = prior, terms, state, direction
         gate, size = prior.form.gates(state.path[:, :-1]), 1.0 + np.abs(state.path).max()
-        along = prior.form.gates(state.path[:, :-1] + direction[:, :-1]) - gate
+        identity, ahead = prior.form.identity_gates, direction[:, :-1]
+        self.along = ahead if identity else ahead @ prior.form.inner.T
         free = prior.inside()[..., None] & ~state.pinned
         self.on_kink = free & (np.abs(gate) < ON_KINK * size)
-        gate = np.where(self.on_kink, 0.0, gate)
-        moving = free & (along != 0)
-        self.rising = along > 0
-        self.start_on = np.where(free, gate > 0, False)
-        self.crossing = np.where(moving, -gate / np.where(moving, along, 1.0), np.inf)
+        self.gate = np.where(self.on_kink, 0.0, gate)
+        moving = free & (self.along != 0)
+        self.rising = self.along > 0
+        self.start_on = free & (self.gate > 0)
+        self.crossing = np.where(moving, -self.gate / np.where(moving, self.along, 1.0), np.inf)
         self.crossing[self.crossing < 0] = np.inf
         self.still = self.crossing == np.inf
 
@@ -156,35 +171,58 @@ class _Ray:
         passed = self.crossing <= step if after else self.crossing < step
         return np.where(self.still, self.start_on, passed == self.rising).astype(np.float64)
 
-    def rise(self, step: float, *, after: bool) -> float:
-        """One-sided derivative of the log joint along the ray."""
-        prior, terms, p = self.prior, self.terms, self.direction
-        z = self.state.path + step * p
-        form = prior.form
+    @cached_property
+    def rises(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Step lengths 0, kinks, 1, and one-sided derivatives of the log joint there.
+
+        Returns:
+            Step lengths ``[K+2]``; derivatives just before them, the first not known; and just
+            after them, the last not known.
+        """
+        prior, terms, p, z = self.prior, self.terms, self.direction, self.state.path
+        form, first = prior.form, p[:, 0] @ prior.initial_precision
         moved = p[:, :-1] @ form.linear.T
-        inner = p[:, :-1] if form.identity_gates else p[:, :-1] @ form.inner.T
-        moved += (self.slope(step, after=after) * inner) @ form.outer.T
+        moved += (self.slope(0.0, after=True) * self.along) @ form.outer.T
         change = np.where(prior.inside()[..., None], p[:, 1:] - moved, 0.0)
-        value = -((prior.residual(z) @ prior.precision) * change).sum()
-        value -= ((z[:, 0] - prior.initial_mean) @ prior.initial_precision * p[:, 0]).sum()
-        return float(value + ((terms.score - terms.curved(z)) * p).sum())
+        start = ((terms.score - terms.curved(z)) * p).sum()
+        start -= ((z[:, 0] - prior.initial_mean) * first).sum()
+        turn = -(terms.curved(p) * p).sum() - (p[:, 0] * first).sum()
+        at, hinge = np.nonzero((self.crossing[0] > 0) & (self.crossing[0] < 1))
+        order = np.argsort(self.crossing[0, at, hinge], kind="stable")
+        at, hinge = at[order], hinge[order]
+        length = self.crossing[0, at, hinge]
+        begin, before, after, end = ray_slopes(
+            prior.residual(z)[0], change[0], prior.precision, form.outer, length, at, hinge,
+            self.gate[0, at, hinge], self.along[0, at, hinge], start=start, turn=turn,
+        )  # fmt: skip
+        kinks, opens = np.unique(length, return_index=True)
+        closes = np.append(opens[1:], len(length)) - 1 if len(kinks) else opens
+        return (
+            np.concatenate([[0.0], kinks, [1.0]]),
+            np.concatenate([[np.nan], before[opens], [end]]),
+            np.concatenate([[begin], after[closes], [np.nan]]),
+        )
+
+    @property
+    def begins_uphill(self) -> bool:
+        """Whether the log joint rises just after the start."""
+        return bool(self.rises[2][0] > 0)
 
     def first_maximum(self) -> tuple[float, np.ndarray]:
         """Step length of a local maximum on (0, 1], and the units whose kink it lies on."""
         none = np.zeros(self.crossing.shape, dtype=bool)
-        low, high = 0.0, 1.0
-        if self.rise(1.0, after=False) >= 0 or not (self.crossing < 1).any():
+        length, before, after = self.rises
+        low, high = 0, len(length) - 1
+        if before[high] >= 0 or not (self.crossing < 1).any():
             return 1.0, none
-        kinks = np.unique(self.crossing[(self.crossing > 0) & (self.crossing < 1)])
-        while len(kinks):
-            middle = kinks[len(kinks) // 2]
-            if self.rise(middle, after=False) < 0:
+        while high - low > 1:
+            middle = (low + high) // 2
+            if before[middle] < 0:
                 high = middle
-            elif self.rise(middle, after=True) < 0:
-                return float(middle), self.crossing == middle
+            elif after[middle] < 0:
+                return float(length[middle]), self.crossing == length[middle]
             else:
                 low = middle
-            kinks = kinks[(kinks > low) & (kinks < high)]
-        first, last = self.rise(low, after=True), self.rise(high, after=False)
+        first, last = after[low], before[high]
         share = first / (first - last) if first > last else 0.0
-        return float(low + (high - low) * min(max(share, 0.0), 1.0)), none
+        return float(length[low] + (length[high] - length[low]) * min(max(share, 0.0), 1.0)), none

@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 
-from plssm.kernels._blocks import forward_substitute
 from plssm.kernels._compile import compiled
 from plssm.kernels._vector_blocks import (
     add_offset,
@@ -19,6 +18,7 @@ from plssm.kernels._vector_blocks import (
     assemble_shared,
     back_substitute,
     eliminate,
+    forward_substitute,
     invert_factor,
     smooth,
 )

@@ -1,4 +1,4 @@
-"""Compiled active-set search for the mode of a chain whose map is one layer of hinges.
+"""Compiled solves of a chain whose map is one layer of hinges, for given slopes.
 
 Flat arrays as in `_chain_loops`. Hinges come in blocks of M, the last one filled with hinges of
 zero weight, so that the square block operations serve any number of hinges.
@@ -10,22 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plssm.kernels._chain_loops import block_size, close_trial, finish, log_pivots
+from plssm.kernels._chain_loops import block_size, close_trial, log_pivots
 from plssm.kernels._compile import compiled
 from plssm.kernels._vector_blocks import (
     add_offset,
     assemble,
     assemble_shared,
+    back_substitute,
     eliminate,
     subtract_rows,
 )
 from plssm.kernels._vector_gates import assemble_gated
 
-__all__ = ["Chain", "Hinges", "maximise_trials", "revise_trials", "value_trials"]
+__all__ = ["Chain", "Hinges", "Memory", "maximise_trials"]
 
-_SLOPE = 1e-14  # slopes below this times the stiffness of the pins count as zero
-_PIECE = 64  # steps whose residuals are found together, at most
-_SMALL = 200_000  # multiplications of one product: below what BLAS gives to several threads
+_SAME = 1e-28  # square of the relative change that counts as rounding
 
 
 class Hinges(NamedTuple):
@@ -90,6 +89,25 @@ class Chain(NamedTuple):
     pin: float
 
 
+class Memory(NamedTuple):
+    """What one solve leaves for the next, as flat arrays.
+
+    Attributes:
+        right: [B, T, M], right-hand sides after the forward pass.
+        carry: [B, T, M], Q u of the step before; empty for hinges that are the states themselves.
+        switched: [B, T], steps whose slopes or pins were changed since the last solve.
+        touched: [B, T], these and steps whose state the last solve moved; between its two passes
+            the steps that the first one did again.
+        share: [B, T], what each step, with the transition from it, adds to the objective.
+    """
+
+    right: np.ndarray
+    carry: np.ndarray
+    switched: np.ndarray
+    touched: np.ndarray
+    share: np.ndarray
+
+
 @compiled
 def _linearise(jac, u, slope, at, hinge, size):
     """Writes the Jacobian and adds the hinges' part to the offset, for given slopes."""
@@ -136,81 +154,167 @@ def _assemble_step(rows, here, kind, ir, mode, z, carry, u, jac, slope, step, hi
     add_offset(mode, z, carry, 0, u, 0, bases, 0, jac, 0, size)
 
 
+@compiled(fastmath={"contract", "reassoc", "nsz"})
+def _differs(new, at, stride, width, old):
+    """Whether a row of a flat array differs from a tight old one, but for rounding.
+
+    A row by itself, as those of states that are held on a kink are far smaller than others.
+    """
+    for i in range(old.size // width):
+        change, square = 0.0, 0.0
+        for j in range(width):
+            x = new[at + i * stride + j]
+            d = x - old[i * width + j]
+            change += d * d
+            square += x * x
+        if not change <= _SAME * square:
+            return True
+    return False
+
+
+@compiled
+def _copy(rows, at, stride, width, out):
+    """Copies rows of a flat array to tight ones."""
+    for i in range(out.size // width):
+        for j in range(width):
+            out[i * width + j] = rows[at + i * stride + j]
+
+
+@compiled(inline="always")
+def _gated_step(
+    rows, here, kind, gated, slope, pinned, pin, at, information, ir, v, z, pulls, size
+):
+    """Writes the joint rows of a step for hinges on the states; adds the pulls of its map."""
+    m = len(size)
+    block = block_size(size)
+    assemble_gated(rows, here, gated, kind, gated, 2 * block, slope, at, information, ir, size)
+    for i in range(m):
+        pull = 3 * at + m + i
+        v[z + i] += pulls[pull] + slope[at + i] * pulls[pull + m]
+    if pin > 0.0:
+        for p in range(m):
+            if pinned[at + p] != 0:
+                rows[here + p * (block // m + 1)] += pin
+
+
+@compiled(fastmath={"contract", "reassoc", "nsz"})
+def _square(vector):
+    """Squared norm."""
+    total = 0.0
+    for x in vector:
+        total += x * x
+    return total
+
+
 @compiled
 def maximise_trials(
-    rows,
-    mode,
-    quadratic,
-    slope,
-    pinned,
-    pins,
-    active,
-    hinge,
-    chain,
-    length,
-    logdet,
-    status,
-    first,
-    last,
-    size,
-):
-    """Maximises active trials for fixed slopes, with pinned gates held at zero if `pins`."""
-    m, block, steps = len(size), block_size(size), chain.steps
-    carry, u, jac = np.zeros(m), np.zeros(m), np.zeros(m * m)
-    score, information, bases = chain.score, chain.information, chain.bases
-    gated, pulls, identity = chain.gated, chain.pulls, hinge.identity
-    width, pin = block // m, chain.pin
+    rows, mode, memory, quadratic, slope, pinned, pins, fresh, active, hinge, chain, length,
+    logdet, status, first, last, size,
+):  # fmt: skip
+    """Maximises active trials for fixed slopes, with pinned gates held at zero if `pins`.
+
+    Where not all is `fresh`, only the steps that were switched since the last time are done again
+    and those around them for which it makes a difference; log determinants are NaN then.
+    """
+    m, steps, block = len(size), chain.steps, block_size(size)
     for b in range(first, last):
         if not active[b]:
             continue
-        n = length[b]
-        start = block * (1 + b * steps)
-        carry[:] = 0.0
-        total = 0.0
-        status[b] = 0
-        for t in range(n):
-            here = start + t * block
-            z = (b * steps + t) * m
-            ir = b * chain.trial_stride + t * chain.step_stride
-            kind, step = block if t == 0 else 0, b * (steps - 1) + t
-            at = step * chain.hinges
-            for i in range(m):
-                mode[z + i] = score[z + i]
-            if t == 0:
-                _pull_to_mean(mode, z, b, chain, size)
-            elif identity:
-                for i in range(m):
-                    mode[z + i] += pulls[3 * (at - m) + i]
-            if t + 1 == n:
-                assemble_shared(rows, here, bases, kind, information, ir, size)
-                for i in range(m):
-                    mode[z + i] += carry[i]
-            elif identity:
-                assemble_gated(
-                    rows, here, gated, kind, gated, 2 * block, slope, at, information, ir, size
-                )
-                for i in range(m):
-                    pull = 3 * at + m + i
-                    mode[z + i] += pulls[pull] + slope[at + i] * pulls[pull + m]
-            else:
-                _assemble_step(
-                    rows, here, kind, ir, mode, z, carry, u, jac, slope, step, hinge, chain, size
-                )
-            if pins and identity and t + 1 < n:
-                for p in range(m):
-                    if pinned[at + p] != 0:
-                        rows[here + p * (width + 1)] += pin
-            elif pins and t + 1 < n:
-                _pin(rows, here, mode, z, pinned, at, hinge, chain, size)
-            before = here - block if t > 0 else 0
-            if not eliminate(rows, here, before, mode, z, z - m if t > 0 else z, size):
-                status[b] = t + 1
-                break
-            total += log_pivots(rows, here, size)
-        logdet[b] = close_trial(rows, start, n, steps, status[b] != 0, total, size)
-        quadratic[b] = finish(
-            rows, mode, start, b * steps * m, steps, n if status[b] == 0 else 0, size
+        n, start = length[b], block * (1 + b * steps)
+        status[b], total = _eliminate_trial(
+            rows, start, b, n, memory, slope, pinned, pins, fresh, hinge, chain, size
         )
+        if fresh or status[b] != 0:
+            logdet[b] = close_trial(rows, start, n, steps, status[b] != 0, total, size)
+        else:
+            logdet[b] = np.nan
+        n = n if status[b] == 0 else 0
+        quadratic[b] = _square(memory.right[b * steps * m : (b * steps + n) * m])
+        _substitute_trial(rows, start, b, n, mode, memory, fresh, chain, size)
+
+
+@compiled
+def _eliminate_trial(rows, start, b, n, memory, slope, pinned, pins, fresh, hinge, chain, size):
+    """Forward pass of one trial; marks the steps that were done as touched.
+
+    Returns:
+        0, or 1 + the step that failed; and log |U| where all is fresh.
+    """
+    m, steps, block = len(size), chain.steps, block_size(size)
+    w = (m + 3) // 4 * 4
+    carry, u, jac = np.zeros(m), np.zeros(m), np.zeros(m * m)
+    coupling, old, carried = np.empty(m * w), np.empty(m), np.zeros(m)
+    right, switched, touched, kept = memory.right, memory.switched, memory.touched, memory.carry
+    score, information, bases = chain.score, chain.information, chain.bases
+    gated, pulls, identity = chain.gated, chain.pulls, hinge.identity
+    pin, follows, total = chain.pin if pins else 0.0, False, 0.0
+    for t in range(n):
+        k = b * steps + t
+        touched[k] = fresh or follows or switched[k] != 0
+        if touched[k] == 0:
+            continue
+        here, z, ir = start + t * block, k * m, b * chain.trial_stride + t * chain.step_stride
+        kind, step = block if t == 0 else 0, k - b
+        if not fresh:
+            _copy(rows, here + w, 2 * w, w, coupling)
+            _copy(right, z, m, m, old)
+        right[z : z + m] = score[z : z + m]
+        if t == 0:
+            _pull_to_mean(right, z, b, chain, size)
+        elif identity:
+            for i in range(m):
+                right[z + i] += pulls[3 * (step - 1) * m + i]
+        else:
+            _copy(kept, z, m, m, carry)
+        if t + 1 == n:
+            assemble_shared(rows, here, bases, kind, information, ir, size)
+            for i in range(m):
+                right[z + i] += carry[i]
+        elif identity:
+            _gated_step(
+                rows, here, kind, gated, slope, pinned, pin, step * m, information, ir, right, z,
+                pulls, size,
+            )  # fmt: skip
+        else:
+            _assemble_step(
+                rows, here, kind, ir, right, z, carry, u, jac, slope, step, hinge, chain, size
+            )
+            if pins:
+                _pin(rows, here, right, z, pinned, step * chain.hinges, hinge, chain, size)
+            _copy(kept, z + m, m, m, carried)
+            _copy(carry, 0, m, m, kept[z + m : z + 2 * m])
+        before = here - block if t > 0 else 0
+        if not eliminate(rows, here, before, right, z, z - m if t > 0 else z, size):
+            return t + 1, 0.0
+        if fresh:
+            total += log_pivots(rows, here, size)
+            continue
+        follows = (
+            _differs(rows, here + w, 2 * w, w, coupling)
+            or _differs(right, z, 1, 1, old)
+            or _differs(carry, 0, m, m, carried)
+        )
+    return 0, total
+
+
+@compiled
+def _substitute_trial(rows, start, b, n, mode, memory, fresh, chain, size):
+    """Backward pass of one trial; leaves as touched the steps that were switched or moved."""
+    m, steps, block = len(size), chain.steps, block_size(size)
+    right, switched, touched = memory.right, memory.switched, memory.touched
+    old, follows = np.empty(m), False
+    mode[(b * steps + n) * m : (b + 1) * steps * m] = 0.0
+    for t in range(n - 1, -1, -1):
+        k = b * steps + t
+        if touched[k] == 0 and not follows:
+            continue
+        z = k * m
+        for i in range(m):
+            old[i] = mode[z + i]
+            mode[z + i] = right[z + i]
+        back_substitute(rows, start + t * block, mode, z, z + m if t + 1 < n else z, size)
+        follows = fresh or _differs(mode, z, 1, 1, old)
+        touched[k] = follows or switched[k] != 0
 
 
 @compiled
@@ -220,187 +324,3 @@ def _pull_to_mean(mode, z, b, chain, size):
     for k in range(m):
         for i in range(m):
             mode[z + i] += chain.mean[b * m + k] * chain.initial[k * m + i]
-
-
-@compiled
-def _switch(gate, kink, at, slope, pinned, fraction, pinning, pin):
-    """Updates the active set of some hinges of a step; returns the number of changes."""
-    changes = 0
-    tolerance = _SLOPE * pin
-    for p in range(gate.size):
-        if pinned[at + p] != 0:
-            left = pin * gate[p]
-            right = left + kink[p]
-            steep = kink[p] if kink[p] < 0.0 else -1.0
-            fraction[at + p] = min(max(-left / steep, 0.0), 1.0)
-            up = right > tolerance and right >= -left
-            if up or left < -tolerance:
-                pinned[at + p] = 0
-                slope[at + p] = 1.0 if up else 0.0
-                changes += 1
-            continue
-        on = 1.0 if gate[p] > 0.0 else 0.0
-        fraction[at + p] = on
-        if on != slope[at + p]:
-            changes += 1
-            slope[at + p] = on
-            if pinning:
-                pinned[at + p] = 1
-                slope[at + p] = 0.0
-    return changes
-
-
-@compiled
-def _square(matrix, start, m):
-    """Block of a flat array as a matrix."""
-    return matrix[start : start + m * m].reshape(m, m)
-
-
-@compiled
-def _residuals(e, part, gate, mode, z, drift, hinge, chain, m):
-    """Writes e = z_{t+1} - F(z_t) of some steps, and their gates block by block."""
-    n = e.shape[0]
-    here = mode[z : z + n * m].reshape(n, m)
-    after = mode[z + m : z + (n + 1) * m].reshape(n, m)
-    moved = chain.drift[drift : drift + n * m].reshape(n, m)
-    np.dot(here, _square(hinge.linear_t, 0, m), part)
-    for t in range(n):
-        for i in range(m):
-            e[t, i] = after[t, i] - moved[t, i] - part[t, i]
-    for block in range(gate.shape[0]):
-        first = block * m
-        if hinge.identity:
-            gate[block] = here
-        else:
-            np.dot(here, _square(hinge.inner_t, first * m, m), gate[block])
-            for t in range(n):
-                for p in range(m):
-                    gate[block, t, p] += hinge.offset[first + p]
-        relu = np.maximum(gate[block], 0.0)
-        np.dot(relu, _square(hinge.outer_t, first * m, m), part)
-        for t in range(n):
-            for i in range(m):
-                e[t, i] -= part[t, i]
-
-
-@compiled
-def _observed(mode, first, last, b, chain, x, size):
-    """Returns the part of the objective that belongs to the observations of some steps."""
-    m, total = len(size), 0.0
-    for t in range(first, last):
-        z = (b * chain.steps + t) * m
-        ir = b * chain.trial_stride + t * chain.step_stride
-        for i in range(m):
-            total += mode[z + i] * chain.score[z + i]
-        total += _half_square(mode, z, chain.information, ir, x, size)
-    return total
-
-
-@compiled
-def _start_value(mode, b, chain, e, x, size):
-    """Returns the part of the objective that belongs to the first state."""
-    m = len(size)
-    for i in range(m):
-        e[i] = mode[b * chain.steps * m + i] - chain.mean[b * m + i]
-    return _half_square(e, 0, chain.initial, 0, x, size)
-
-
-@compiled
-def _workspace(hinges, m):
-    """Returns memory for some steps: residuals and their parts, gates and kinks by block."""
-    piece = max(1, min(_PIECE, _SMALL // (m * m)))
-    return np.empty((2, piece, m)), np.empty((2, hinges // m, piece, m))
-
-
-@compiled
-def _half_squares(e, pulled, precision, m):
-    """Returns -1/2 sum of e'Qe over steps; writes Q e."""
-    np.dot(e, _square(precision, 0, m), pulled)
-    total = 0.0
-    for t in range(e.shape[0]):
-        for i in range(m):
-            total -= e[t, i] * pulled[t, i]
-    return 0.5 * total
-
-
-@compiled
-def revise_trials(
-    mode,
-    slope,
-    pinned,
-    fraction,
-    pinning,
-    active,
-    value,
-    changes,
-    hinge,
-    chain,
-    length,
-    first,
-    last,
-    size,
-):
-    """Updates the active set of active trials; writes their objective and number of changes."""
-    m = len(size)
-    x, start = np.zeros(m), np.zeros(m)
-    rows, tables = _workspace(chain.hinges, m)
-    for b in range(first, last):
-        if not active[b]:
-            continue
-        changes[b] = 0
-        total = _start_value(mode, b, chain, start, x, size)
-        total += _observed(mode, 0, length[b], b, chain, x, size)
-        for t in range(0, length[b] - 1, rows.shape[1]):
-            n = min(rows.shape[1], length[b] - 1 - t)
-            e, part, z = rows[0, :n], rows[1, :n], (b * chain.steps + t) * m
-            step = b * (chain.steps - 1) + t
-            gate = tables[0].reshape(-1)[: chain.hinges * n].reshape(-1, n, m)
-            kink = tables[1].reshape(-1)[: chain.hinges * n].reshape(-1, n, m)
-            _residuals(e, part, gate, mode, z, step * m, hinge, chain, m)
-            total += _half_squares(e, part, chain.precision, m)
-            for block in range(gate.shape[0]):
-                at = block * m
-                np.dot(part, _square(hinge.outer, at * m, m), kink[block])
-                for k in range(n):
-                    here = (step + k) * chain.hinges + at
-                    changes[b] += _switch(
-                        gate[block, k],
-                        kink[block, k],
-                        here,
-                        slope,
-                        pinned,
-                        fraction,
-                        pinning,
-                        chain.pin,
-                    )
-        value[b] = total
-
-
-@compiled
-def _half_square(vector, at, matrix, start, product, size):
-    """Returns -1/2 v'Av for a symmetric A; writes -Av."""
-    total = 0.0
-    product[:] = 0.0
-    subtract_rows(product, 0, vector, at, matrix, start, size)
-    for i in range(len(size)):
-        total += vector[at + i] * product[i]
-    return 0.5 * total
-
-
-@compiled
-def value_trials(path, value, hinge, chain, length, first, last, size):
-    """Writes the objective of paths, without constants."""
-    m = len(size)
-    x, start = np.zeros(m), np.zeros(m)
-    rows, tables = _workspace(chain.hinges, m)
-    for b in range(first, last):
-        total = _start_value(path, b, chain, start, x, size)
-        total += _observed(path, 0, length[b], b, chain, x, size)
-        for t in range(0, length[b] - 1, rows.shape[1]):
-            n = min(rows.shape[1], length[b] - 1 - t)
-            e, part, z = rows[0, :n], rows[1, :n], (b * chain.steps + t) * m
-            step = b * (chain.steps - 1) + t
-            gate = tables[0].reshape(-1)[: chain.hinges * n].reshape(-1, n, m)
-            _residuals(e, part, gate, path, z, step * m, hinge, chain, m)
-            total += _half_squares(e, part, chain.precision, m)
-        value[b] = total

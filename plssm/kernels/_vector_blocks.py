@@ -23,6 +23,7 @@ __all__ = [
     "assemble_shared",
     "back_substitute",
     "eliminate",
+    "forward_substitute",
     "invert_factor",
     "joint",
     "operation",
@@ -217,6 +218,24 @@ def _back_substitute(e: Emitter, here, z, z_next):
         e.store(solved[panel], e.at(z, 4 * panel), e.width(panel))
 
 
+def _forward_substitute(e: Emitter, here, before, y, y_before):
+    """Solves R'y = v - C_before'y_before in place of v."""
+    rows, coupling = joint(e, here), _right(e, before)
+    for panel in range(e.vectors):
+        first, n = 4 * panel, e.width(panel)
+        total = [[part(e, y, panel)]]
+        total = e.accumulate(total, (_column(y_before), 0), (coupling, [panel]), 0, e.m)
+        total = e.accumulate(total, (_column(y), 0), (rows, [panel]), 0, first)
+        diagonal = [e.load_row(rows, first + i, panel) for i in range(n)]
+        inverse = [e.inverse(e.pick(diagonal[i], i)) for i in range(n)]
+        values = [e.pick(total[0][0], i) for i in range(n)]
+        for k in range(n):
+            values[k] = e.times(values[k], inverse[k])
+            for i in range(k + 1, n):
+                values[i] = e.less(values[i], e.pick(diagonal[k], i), values[k])
+        e.store(e.join(values), e.at(y, first), n)
+
+
 def _solve_panel(e: Emitter, rows: Block, panel: int, right: ir.Value) -> list[ir.Value]:
     """Solves with the diagonal block of a panel, from its last row upwards."""
     n = e.width(panel)
@@ -387,6 +406,7 @@ assemble = operation(_assemble)
 assemble_shared = operation(_assemble_shared)
 back_substitute = operation(_back_substitute)
 eliminate = operation(_eliminate)
+forward_substitute = operation(_forward_substitute)
 invert_factor = operation(_invert_factor)
 smooth = operation(_smooth)
 subtract_rows = operation(_subtract_rows)

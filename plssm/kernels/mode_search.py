@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from plssm.kernels import _mode_loops as loops
+from plssm.kernels._mode_revision import revise_trials, value_trials
 from plssm.kernels._threads import over_trials
 from plssm.kernels.chain import checked
 from plssm.kernels.packed_prior import HingeMap, PackedPrior, pack_prior, with_terms
 from plssm.linalg.block_tridiagonal import ChainFactor, empty_factor
 
-__all__ = ["ModeSearch", "maximise", "path_values", "search_modes"]
+__all__ = ["ModeSearch", "RegionMaxima", "maximise", "path_values", "search_modes"]
 
 
 class ModeSearch(NamedTuple):
@@ -25,7 +27,8 @@ class ModeSearch(NamedTuple):
         slope: [B, T-1, P], slope of every hinge there, between 0 and 1; zero beyond the end.
         value: [B], largest objective that was reached, without its constants; that of the
             stationary point, if there is one.
-        factor: Factor of the negative Hessian for these slopes, with its `quadratic`.
+        factor: Factor of the negative Hessian for these slopes, with its `quadratic`; that of the
+            last solve, without a log determinant, where the search was not finished.
         stationary: [B], whether the search ended at a stationary point.
         solves: [B], linear solves that were used.
         pinned: [B, T-1, P], bool, hinges that were held on their kinks where `value` was reached.
@@ -87,7 +90,7 @@ def search_modes(
         max_solves: Solves after which the search gives up.
         finish: Whether to end with a solve at the final slopes. Without it the path is the best
             that was visited, whose pinned gates are zero up to what the pins give way, and the
-            factor is of no use but for its status.
+            factor is that of the last solve, with its pins, until the thread's next search.
         packed: The same form, drive, precisions, initial mean and length as `pack_prior` gives
             them, where they are used more than once.
 
@@ -108,7 +111,7 @@ def search_modes(
     if pinned is not None:
         pins[..., :gates] = pinned
         slopes[pins != 0] = 0.0
-    factor = empty_factor(n, steps, m, lengths, quadratic=True)
+    factor = empty_factor(n, steps, m, lengths, quadratic=True, passing=not finish)
     found = _search(
         hinge, chain, factor, slopes, pins, flips=flips, max_solves=max_solves, finish=finish
     )
@@ -141,9 +144,58 @@ def maximise(
     slopes[..., : slope.shape[-1]] = slope
     factor = empty_factor(n, steps, m, length, quadratic=True)
     path, pinned = np.zeros((n, steps, m)), np.zeros(slopes.shape, dtype=np.uint8)
-    every = np.ones(n, dtype=np.bool_)
-    _maximise(hinge, chain, factor, path, slopes, pinned, pins=False, which=every)
+    every, memory = np.ones(n, dtype=np.bool_), _memory(hinge, score.shape)
+    _maximise(hinge, chain, factor, path, memory, slopes, pinned, which=every)
     return path, factor
+
+
+class RegionMaxima:
+    """Maxima of the objective of `search_modes` for slopes and pins that change little by little.
+
+    A call solves anew only what the changes since the last call reach.
+
+    Args:
+        packed: The prior.
+        information: [B or 1, T or 1, M, M].
+        score: [B, T, M].
+        pin: Stiffness of the springs that hold a pinned gate at zero.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+    """
+
+    def __init__(
+        self, packed: PackedPrior, information: np.ndarray, score: np.ndarray, pin: float
+    ) -> None:
+        self._hinge, self._chain, length = with_terms(packed, information, score, pin)
+        n, steps, m = score.shape
+        self._factor = empty_factor(n, steps, m, length, quadratic=True)
+        self._path, self._memory = np.zeros(score.shape), _memory(self._hinge, score.shape)
+        shape = (n, steps - 1, self._chain.hinges)
+        self._slope, self._pinned = np.zeros(shape), np.zeros(shape, dtype=np.uint8)
+        self._fresh, self._every = True, np.ones(n, dtype=np.bool_)
+
+    def __call__(self, slope: np.ndarray, pinned: np.ndarray) -> np.ndarray:
+        """The maximum [B, T, M] for slopes and pins [B, T-1, P]; zero where a factor fails."""
+        gates = slope.shape[2]
+        switched = (self._slope[..., :gates] != slope) | (self._pinned[..., :gates] != pinned)
+        marks = self._memory.switched.reshape(len(slope), -1)
+        marks[:, : slope.shape[1]] = switched.any(2)
+        self._slope[..., :gates], self._pinned[..., :gates] = slope, pinned
+        _maximise(
+            self._hinge, self._chain, self._factor, self._path, self._memory, self._slope,
+            self._pinned, pins=True, fresh=self._fresh, which=self._every,
+        )  # fmt: skip
+        self._fresh = bool(self._factor.status.any())
+        return self._path.copy()
+
+
+def _memory(hinge: loops.Hinges, shape: tuple[int, ...]) -> loops.Memory:
+    """Memory for solves of paths of a shape, before the first."""
+    size = int(np.prod(shape))
+    marks = np.zeros((2, size // shape[2]), dtype=np.uint8)
+    carry = np.zeros(0 if hinge.identity else size)
+    return loops.Memory(np.empty(size), carry, *marks, np.empty(marks.shape[1]))
 
 
 def path_values(
@@ -184,7 +236,7 @@ def path_values(
     hinge, chain, lengths = with_terms(packed, information, score, 0.0)
     path, value = checked("path", path, score.shape), np.zeros(len(score))
     over_trials(
-        loops.value_trials,
+        value_trials,
         (path.reshape(-1), value, hinge, chain, lengths),
         length=lengths,
         m=score.shape[-1],
@@ -211,16 +263,15 @@ def _search(
     solves = np.zeros(n, dtype=np.int64)
     best, visited, value = slope.copy(), path.copy(), np.full(n, -np.inf)
     held, holds = np.zeros_like(pinned), np.zeros_like(pinned)
-
-    def solve(at: np.ndarray, pins: bool, which: np.ndarray) -> None:
-        solves[which] += 1
-        _maximise(hinge, chain, factor, path, at, pinned, pins=pins, which=which)
-
+    memory = _memory(hinge, path.shape)
+    solve = partial(_maximise, hinge, chain, factor, path, memory)
     for count in range(max_solves):
-        solve(slope, warm or count >= flips, active)
+        solves[active] += 1
+        pins = warm or count >= flips
+        solve(slope, pinned, pins=pins, fresh=count == 0, which=active)
         np.copyto(holds, pinned)
         over_trials(
-            loops.revise_trials,
+            revise_trials,
             (
                 path.reshape(-1),
                 slope.reshape(-1),
@@ -228,6 +279,7 @@ def _search(
                 fraction.reshape(-1),
                 count + 1 >= flips,
                 active,
+                memory,
                 now,
                 changes,
                 hinge,
@@ -239,16 +291,25 @@ def _search(
         )
         take = active & (factor.status == 0) & ((changes == 0) | (now > value))
         for into, found in ((best, fraction), (visited, path), (value, now), (held, holds)):
-            np.copyto(into, found, where=take.reshape(-1, *(1,) * (into.ndim - 1)))
+            _take(into, found, take)
         active &= (factor.status == 0) & (changes != 0)
         if not active.any():
             break
     stationary = ~active & (factor.status == 0)
     if finish:
-        solve(best, False, np.ones(n, dtype=np.bool_))
+        solves += 1
+        solve(best, pinned, which=np.ones(n, dtype=np.bool_))
     return ModeSearch(
         path if finish else visited, visited, best, value, factor, stationary, solves, held != 0
     )
+
+
+def _take(into: np.ndarray, found: np.ndarray, take: np.ndarray) -> None:
+    """Copies the entries of some trials."""
+    if take.all():
+        np.copyto(into, found)
+    elif take.any():
+        into[take] = found[take]
 
 
 def _maximise(
@@ -256,22 +317,30 @@ def _maximise(
     chain: loops.Chain,
     factor: ChainFactor,
     path: np.ndarray,
+    memory: loops.Memory,
     slope: np.ndarray,
     pinned: np.ndarray,
     *,
-    pins: bool,
+    pins: bool = False,
+    fresh: bool = True,
     which: np.ndarray,
 ) -> None:
-    """Writes path and factor of some trials for fixed slopes, with gates held at zero if pins."""
+    """Writes path and factor of some trials for fixed slopes, with gates held at zero if pins.
+
+    Where it is not fresh, only those steps are solved again that what was switched reaches; log
+    determinants are NaN then.
+    """
     over_trials(
         loops.maximise_trials,
         (
             factor.flat,
             path.reshape(-1),
+            memory,
             factor.quadratic,
             slope.reshape(-1),
             pinned.reshape(-1),
             pins,
+            fresh,
             which,
             hinge,
             chain,

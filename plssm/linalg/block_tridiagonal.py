@@ -9,6 +9,7 @@ import numpy as np
 
 from plssm.kernels import _chain_loops as loops
 from plssm.kernels._blocks import padded
+from plssm.kernels._scratch import scratch
 from plssm.kernels._threads import over_trials
 
 __all__ = ["ChainFactor", "dense", "empty_factor", "factor", "trial_lengths"]
@@ -156,11 +157,21 @@ def factor(diag: np.ndarray, off: np.ndarray, length: np.ndarray | None = None) 
 
 
 def empty_factor(
-    n: int, steps: int, m: int, length: np.ndarray, *, quadratic: bool
+    n: int, steps: int, m: int, length: np.ndarray, *, quadratic: bool, passing: bool = False
 ) -> ChainFactor:
-    """Allocates a factor; its blocks hold anything until a kernel has filled them."""
+    """Allocates a factor; its blocks hold anything until a kernel has filled them.
+
+    Args:
+        n: Number of trials.
+        steps: Number of steps T.
+        m: Size of one block.
+        length: [B], number of steps of each trial.
+        quadratic: Whether a right-hand side is solved for with it.
+        passing: Whether it is of use only until the thread asks for the next passing one.
+    """
     block = m * 2 * padded(m)
-    flat = np.empty((1 + n * steps) * block)
+    size = (1 + n * steps) * block
+    flat = scratch(size) if passing else np.empty(size)
     flat[:block] = 0.0
     return ChainFactor(
         flat=flat,

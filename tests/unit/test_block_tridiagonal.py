@@ -155,7 +155,7 @@ def test_wrong_shapes_are_refused():
 
 
 @compiled
-def _vector_steps(rows, y, p, cross, inverse, gain, z, size):
+def _vector_steps(rows, y, p, cross, inverse, gain, z, x, size):
     """One call of every vector operation of a factorisation and a backward pass."""
     block = rows.size // 3
     m = len(size)
@@ -164,11 +164,13 @@ def _vector_steps(rows, y, p, cross, inverse, gain, z, size):
     z[:] = y
     vectors.back_substitute(rows, 2 * block, z, 2 * m, 2 * m, size)
     vectors.back_substitute(rows, block, z, m, 2 * m, size)
+    vectors.forward_substitute(rows, block, 0, x, m, 0, size)
+    vectors.forward_substitute(rows, 2 * block, block, x, 2 * m, m, size)
     vectors.invert_factor(inverse, 0, rows, block, size)
     vectors.smooth(rows, block, p, 0, m * m, cross, 0, inverse, 0, gain, 0, size)
 
 
-def _loop_steps(rows, y, p, cross, inverse, gain, z, size):
+def _loop_steps(rows, y, p, cross, inverse, gain, z, x, size):
     """The same with the ordinary loops, run as plain Python."""
     block = rows.size // 3
     m = len(size)
@@ -177,6 +179,8 @@ def _loop_steps(rows, y, p, cross, inverse, gain, z, size):
     z[:] = y
     loops.back_substitute.py_func(rows, 2 * block, z, 2 * m, 2 * m, size)
     loops.back_substitute.py_func(rows, block, z, m, 2 * m, size)
+    loops.forward_substitute.py_func(rows, block, 0, x, m, 0, size)
+    loops.forward_substitute.py_func(rows, 2 * block, block, x, 2 * m, m, size)
     loops.invert_factor.py_func(inverse, 0, rows, block, size)
     loops.smooth.py_func(rows, block, p, 0, m * m, cross, 0, inverse, 0, gain, 0, size)
 
@@ -198,6 +202,7 @@ def test_vector_operations_equal_ordinary_loops():
         np.zeros((m, w)),
         np.zeros((m, w)),
         np.zeros(3 * m),
+        rng.normal(size=3 * m),
     ]
     results = []
     for steps in (_vector_steps, _loop_steps):
