@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 
 from plssm.data import Batch
 from plssm.inference.chain_prior import LOG_2PI, ChainPrior
@@ -21,7 +21,8 @@ from plssm.posterior import GaussianChain
 __all__ = ["LaplaceResult", "laplace_posterior"]
 
 LOOSENED = 10.0 ** np.arange(5, 0, -0.15)  # times the process noise, for a cold search
-ROUGH = {"steps": 10, "max_solves": 60, "tolerance": 1e-4}  # how exactly
+COARSE = 7  # of these steps at once where all trials have a better start
+ROUGH = {"steps": 10, "max_solves": 8, "tolerance": 1e-4}  # how exactly
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def laplace_posterior(
         trial_means: Mean of z_1 of each trial ``[B, M]``, for ``initial="tied"``.
         max_solves: Linear solves of one region search.
         newton_steps: Outer Newton steps on observation terms that are not quadratic.
-        tolerance: Relative gain of the log joint at which the outer Newton stops.
+        tolerance: Relative gain of the log joint at which the outer Newton stops; also where the
+            next step promises less than its power of 1.5.
 
     Returns:
         Posterior, evidence and how the search stopped.
@@ -131,26 +133,40 @@ def _cold_newton(
     prior: ChainPrior,
     model: StateSpaceModel,
     batch: Batch,
-    search: Callable[..., tuple[ChainMode, str]],
+    search: partial,
 ) -> tuple[ChainMode, str]:
-    """Best mode from two starts: searches with falling process noise, the roughly filtered path.
+    """Best mode from several starts, trial by trial.
 
     With a nearly deterministic map the log joint has many poor local maxima, and far from the data
-    an expansion of the observation terms says little about them. With much process noise the path
-    follows the observations; as the noise falls it is led to where the map agrees with them.
+    an expansion of the observation terms says little about them. Modalities whose terms are
+    quadratic are known everywhere: the mode of these alone is one start. Searches with falling
+    process noise lead to another: with much of it the path follows the observations; as it falls
+    the path is led to where the map agrees with them. A third is the roughly filtered path.
     """
     if not prior.form.outer.shape[1] and all(o.concave for o in model.observations.values()):
         return search(prior, start=None)  # there is only one
+    masks = [batch.modalities[n].mask for n, o in model.observations.items() if o.quadratic]
+    seen = sum((m.flatten(1).any(1) for m in masks), torch.zeros(len(prior.length)))
+    factors = LOOSENED[:: COARSE if seen.all() else 1]
+    starts = [_led_path(prior, search, factors), filtered_path(model, batch, prior)]
+    if seen.any():
+        terms = expand(model, batch, np.zeros_like(starts[0]), quadratic=True)
+        starts.append(cold_mode(prior, terms, max_solves=search.keywords["max_solves"]).path)
+    first, *others = (search(prior, start=path) for path in starts if path is not None)
+    if not others:
+        return first
+    path, value = first[0].path, first[0].value
+    for other, _ in others:
+        better = other.value > value + 1e-9 * (1 + np.abs(value))
+        path = np.where(better[:, None, None], other.path, path)
+        value = np.where(better, other.value, value)
+    return search(prior, start=path)
+
+
+def _led_path(prior: ChainPrior, search: partial, factors: np.ndarray) -> np.ndarray:
+    """Path at the end of rough searches with multiples of the process noise."""
     path = None
-    for factor in LOOSENED:
+    for factor in factors:
         rough, _ = search(prior.loosened(factor), start=path, **ROUGH)
         path = rough.path
-    found = search(prior, start=path)
-    path = filtered_path(model, batch, prior)
-    if path is None:
-        return found
-    other = search(prior, start=path)
-    value = found[0].value
-    better = other[0].value > value + 1e-9 * (1 + np.abs(value))
-    path = np.where(better[:, None, None], other[0].path, found[0].path)
-    return search(prior, start=path)
+    return path

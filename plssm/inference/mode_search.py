@@ -14,7 +14,7 @@ from plssm.kernels.mode_search import ModeSearch, search_modes
 from plssm.linalg.banded import BandedFactor
 from plssm.linalg.block_tridiagonal import ChainFactor
 
-__all__ = ["ChainMode", "find_mode"]
+__all__ = ["ChainMode", "find_mode", "pin_stiffness"]
 
 SWEEPS = 24  # compiled solves before a trial is handed to the guarded ascent
 PIN = 1e8  # stiffness of a pin over that of the chain: holds a gate at 0 to about 1e-8 of its sd
@@ -29,7 +29,8 @@ class ChainMode:
         slope: Slope of every hinge at the mode ``[B, T, P]``: 0, 1, or between them for a unit
             whose maximum lies exactly on its kink.
         value: Log joint density at the mode, ``[B]``.
-        factor: Cholesky factor of the negative Hessian at ``slope``.
+        factor: Cholesky factor of the negative Hessian at ``slope``; that of the last solve where
+            the search was not finished.
         status: ``"stationary"``, ``"max_solves"`` or ``"failed"`` for each trial.
         solves: Linear solves used by each trial ``[B]``.
         pinned: Units on their kink, by trial ``[B]``.
@@ -77,7 +78,8 @@ def find_mode(
         flips: Plain region flips before units are pinned.
         before: Log joint at the start, where it is known, ``[B]``.
         begin: Slopes and pins at the start, where they are known.
-        finish: Whether the factor is needed; without it that of the result is of no use.
+        finish: Whether the factor at ``slope`` is needed; without it the result has that of the
+            last solve, pins included, until the thread's next search.
 
     Returns:
         The mode with its stop reason for every trial. With a start, the log joint at a
@@ -89,7 +91,7 @@ def find_mode(
         slope = np.zeros((*prior.drive.shape[:2], 0))
         path, factor = linear_solve(prior, terms, slope)
         return _result(prior, terms, path, slope, factor, np.ones(trials, dtype=np.int64), late)
-    rho = PIN * _stiffness(prior, terms)
+    rho = pin_stiffness(prior, terms)
     if begin is None and start is not None:
         begin = ActiveSet.at(prior, start)
     found = _search(prior, terms, begin, rho, flips, min(SWEEPS, max_solves), finish)
@@ -188,11 +190,12 @@ def _guard(
     return clarke_slopes(prior, state.path, state.pinned, rho)[0], stationary, solves
 
 
-def _stiffness(prior: ChainPrior, terms: QuadraticTerms) -> float:
-    """Typical precision along a unit gate direction, the scale of the pinning penalty."""
+def pin_stiffness(prior: ChainPrior, terms: QuadraticTerms) -> float:
+    """Stiffness of pins: many times a typical precision along a unit gate direction."""
     diagonals = terms.information.reshape(-1, prior.dim**2)[:, :: prior.dim + 1]
     information = diagonals.sum() / len(diagonals)
     if terms.banded is not None:
         information += np.trace(terms.banded[:, :, 0], axis1=-2, axis2=-1).mean()
     normal = np.mean(prior.form.inner**2) * prior.dim
-    return float((np.trace(prior.precision) + information) / prior.dim / max(normal, 1e-300))
+    typical = (np.trace(prior.precision) + information) / prior.dim / max(normal, 1e-300)
+    return PIN * float(typical)

@@ -11,7 +11,7 @@ from plssm.data import Batch
 from plssm.inference.active_set import ActiveSet
 from plssm.inference.chain_prior import ChainPrior
 from plssm.inference.cold_start import cold_mode
-from plssm.inference.mode_search import ChainMode, find_mode
+from plssm.inference.mode_search import ChainMode, find_mode, pin_stiffness
 from plssm.inference.quadratic_chain import QuadraticTerms, linear_solve
 from plssm.kernels.mode_search import maximise
 from plssm.kernels.recentre import recentre
@@ -26,22 +26,43 @@ STALLED = 1e-6  # a Newton step that promises more than this, relative, and gain
 HALVINGS = 30
 NEARLY = 1e-9  # a move smaller than this is none
 ROUNDING = 1e-13  # share of the log joint that rounding may cost a step
+SURE = 1.5  # power of the tolerance below which the gain of a further step is not worth it
 
 
 def expand(
-    model: StateSpaceModel, batch: Batch, z: np.ndarray, *, positive: bool = False
+    model: StateSpaceModel,
+    batch: Batch,
+    z: np.ndarray,
+    *,
+    positive: bool = False,
+    quadratic: bool = False,
 ) -> QuadraticTerms:
-    """Second-order expansion of all observation terms at a path."""
-    return _expanded(model, batch, z, positive=positive)[0]
+    """Second-order expansion of the observation terms at a path.
+
+    Args:
+        model: The model.
+        batch: Its data.
+        z: The path ``[B, T, M]``.
+        positive: Whether the curvature has to be positive semi-definite.
+        quadratic: Whether to leave out modalities whose terms are not quadratic.
+    """
+    return _expanded(model, batch, z, positive=positive, quadratic=quadratic)[0]
 
 
 def _expanded(
-    model: StateSpaceModel, batch: Batch, z: np.ndarray, *, positive: bool = False
+    model: StateSpaceModel,
+    batch: Batch,
+    z: np.ndarray,
+    *,
+    positive: bool = False,
+    quadratic: bool = False,
 ) -> tuple[QuadraticTerms, np.ndarray]:
-    """Expansion of all observation terms at a path, and their value there ``[B]``."""
+    """Expansion of observation terms at a path, and their value there ``[B]``."""
     path = torch.from_numpy(z)
     total, value = None, 0.0
     for name, observation in model.observations.items():
+        if quadratic and not observation.quadratic:
+            continue
         local = observation.local(batch.modalities[name], path, positive=positive)
         power = float(observation.tempering)
         terms = _about(local, z, power)
@@ -145,7 +166,9 @@ def newton_mode(
         start: Path the search starts from ``[B, T, M]``; zeros where absent.
         steps: Newton steps at most.
         max_solves: Linear solves of one region search.
-        tolerance: A trial is done when a step gained less than this share of its log joint.
+        tolerance: A trial is done when a step gained less than this share of its log joint. As a
+            step that gains a share g leaves one of about its square, it is also done where the
+            next one promises less than ``tolerance**1.5``.
 
     Returns:
         The mode, its factor at the exact negative Hessian, and the kind of its evidence.
@@ -159,27 +182,26 @@ def newton_mode(
         terms = here.terms if concave else here.terms.steering(z)
         here = here.moved(cold_mode(prior, terms, max_solves=max_solves).path, every)
     solves, done = np.zeros(trials, dtype=np.int64), np.zeros(trials, dtype=bool)
-    begin = None
+    begin, near = None, np.zeros(trials, dtype=bool)
     for _ in range(steps):
         terms = here.terms if concave else here.terms.steering(here.z)
         mode = find_mode(
-            prior,
-            terms,
-            here.z,
-            max_solves=max_solves,
-            before=here.value,
-            begin=begin,
+            prior, terms, here.z, max_solves=max_solves, before=here.value, begin=begin,
             finish=False,
-        )
+        )  # fmt: skip
         solves += np.where(done, 0, mode.solves)
         promised = mode.value - here.value
         after = here.moved(mode.path, ~done)  # trials do not wait for each other
-        gained, here = after.value - here.value, after
-        done = done | ~(gained > tolerance * (1 + np.abs(here.value)))
+        gained, here, size = after.value - here.value, after, 1 + np.abs(after.value)
+        ended = ~done & ~(gained > tolerance * size)
+        near |= ended & (promised <= STALLED * size)
+        done |= ended
+        if concave and not done.all():
+            sure = ~done & (_further(here, terms, mode) <= tolerance**SURE * size)
+            near, done = near | sure, done | sure
         if done.all():
             break
         begin = after.region(mode)
-    near = promised <= STALLED * (1 + np.abs(here.value))
     status = tuple(
         s if s != "stationary" else "max_solves" if not d else "stationary" if n else "stalled"
         for s, d, n in zip(mode.status, done, near, strict=True)
@@ -189,6 +211,49 @@ def newton_mode(
         here.z, mode.slope, here.value, factor, status, solves, mode.pinned, mode.held
     )
     return found, kind
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _further(here: _Point, terms: QuadraticTerms, mode: ChainMode) -> np.ndarray:
+    r"""What a further Newton step promises to gain ``[B]``; infinite where that is not known.
+
+    .. math:: \tfrac12 \, g^\top U^{-1} g, \qquad
+        g = \nabla \log p(Y \mid Z) - \nabla q(Z)
+
+    At the maximum of the expansion q with the prior, the gradient is what the observation terms
+    add to that of q; the curvature U is that of the last solve, in which units on their kinks are
+    held (where no trial needed the guarded ascent). It is not known where the step would take a
+    unit over its kink or a held one off it.
+    """
+    arrived = np.array([s == "stationary" for s in mode.status])
+    if here.z is not mode.path:
+        arrived &= (here.z == mode.path).all((1, 2))
+    if terms.banded is not None or not arrived.any():
+        return np.full(len(arrived), np.inf)
+    change = here.terms.score - terms.score
+    change -= replace(terms, information=here.terms.information - terms.information).curved(here.z)
+    step = mode.factor.solve(change)
+    gain = 0.5 * (change * step).sum((1, 2))
+    known = arrived & np.isfinite(gain) & ~_leaves_region(here, terms, mode, step)
+    return np.where(known, gain, np.inf)
+
+
+def _leaves_region(
+    here: _Point, terms: QuadraticTerms, mode: ChainMode, step: np.ndarray
+) -> np.ndarray:
+    """Whether a step takes a unit over its kink or a held one off it, bool ``[B]``."""
+    prior = here.prior
+    form, held = prior.form, mode.held
+    if not form.outer.shape[1]:
+        return np.zeros(len(step), dtype=bool)
+    gate, ahead = form.gates(here.z[:, :-1]), step[:, :-1]
+    along = ahead if form.identity_gates else ahead @ form.inner.T
+    leaves = ~held & ((gate > 0) != (gate + along > 0)) & prior.inside()[..., None]
+    if held.any():
+        kink = (prior.residual(here.z) @ prior.precision) @ form.outer
+        left = pin_stiffness(prior, terms) * along - mode.slope * kink  # force on the pins
+        leaves |= held & ((left < 0) | (left + kink > 0))
+    return leaves.any((1, 2))
 
 
 def _true_curvature(here: _Point, slope: np.ndarray):  # noqa: ANN202

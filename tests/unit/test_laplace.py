@@ -10,11 +10,13 @@ from torch import nn
 
 import plssm as ps
 from plssm.errors import CapabilityError
+from plssm.inference import laplace, newton
 from plssm.inference.chain_prior import ChainPrior
-from plssm.inference.laplace import laplace_posterior
+from plssm.inference.laplace import LOOSENED, laplace_posterior
 from plssm.inference.mode_search import find_mode
 from plssm.inference.newton import expand
 from plssm.inference.quadratic_chain import absolute
+from plssm.kernels._scratch import scratch
 
 
 class NormalByHand(ps.observations.ObservationModel):
@@ -240,3 +242,121 @@ def test_parameters_that_leave_no_curvature_are_refused_by_smooth():
     assert laplace_posterior(model, data.batch()).failed
     with pytest.raises(CapabilityError, match="extreme"):
         ps.smooth(model, data)
+
+
+def test_a_step_that_promises_nothing_is_not_taken():
+    """The promise is the gain of the step that was left out; the mode is as good without it."""
+    rng = np.random.default_rng(5)
+    truth = ps.StateSpaceModel(
+        dynamics_of("plrnn"),
+        {"x": ps.observations.Poisson.from_parameters(rng.normal(size=(9, 2)))},
+    )
+    batch = truth.simulate(80, trials=3, seed=0).batch()
+    prior, threshold = ChainPrior.of(truth.dynamics, batch), newton.SURE
+    start = laplace_posterior(truth, batch).path + 0.02 * rng.normal(size=(3, 80, 2))
+    promises, further = [], newton._further
+    settings = {"steps": 40, "max_solves": 400, "tolerance": 1e-4}
+    found = []
+
+    def noted(*arguments):
+        promises.append(further(*arguments))
+        return promises[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for power in (threshold, 100.0):
+            patch.setattr(newton, "SURE", power)
+            patch.setattr(newton, "_further", noted)
+            found.append(newton.newton_mode(prior, truth, batch, start, **settings)[0])
+    short, long = found
+    assert (short.solves < long.solves).all()
+    assert np.isfinite(promises[0]).all()  # all trials end after the first step
+    assert not any(np.shares_memory(f.factor.flat, scratch(1)) for f in found)
+    assert short.status == long.status == ("stationary",) * 3
+    lost, promised = long.value - short.value, promises[0]
+    assert (promised > 0).all()
+    np.testing.assert_allclose(lost, promised, rtol=0.1)
+    assert (lost <= 1e-4**threshold * (1 + np.abs(long.value))).all()
+    deviation = np.sqrt(np.einsum("btii->bti", long.factor.covariances()[0]))
+    farthest = np.sqrt(2 * lost)[:, None, None] * deviation  # no state is farther in the metric U
+    assert (np.abs(short.path - long.path) <= 1.1 * farthest).all()
+
+
+@pytest.mark.parametrize(("seed", "tolerance"), [(2, 1e-4), (10, 1e-6), (0, 1e-4)])
+def test_a_step_that_would_take_a_state_off_its_kink_is_taken(seed, tolerance):
+    """Chains of two steps, many of which reach a kink that the next step leaves again."""
+    rng, trials = np.random.default_rng(seed), 400
+    coupling, h = [[0.0, 0.3], [rng.uniform(1, 3), 0.0]], [0.0, rng.uniform(0, 1)]
+    dynamics = ps.dynamics.PLRNN.from_parameters(
+        [0.8, 0.6], coupling, h=h, process_noise=[1.0, 0.3]
+    )
+    counts = ps.observations.Poisson.from_parameters(np.diag([2.0, 1.0]))
+    model = ps.StateSpaceModel(dynamics, {"x": counts})
+    y = np.stack([rng.integers(0, n, size=(trials, 2)) for n in (6, 3)], -1).astype(float)
+    y[:, :, 1] = rng.integers(0, 3, size=(trials, 2))
+    batch = ps.Dataset.from_arrays({"x": list(y)}, check_channels=False).batch()
+    prior = ChainPrior.of(dynamics, batch)
+
+    def mode(start, tolerance, power):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(newton, "SURE", power)
+            return newton.newton_mode(
+                prior, model, batch, start, steps=40, max_solves=400, tolerance=tolerance
+            )[0]
+
+    start = mode(0.1 * rng.normal(size=(trials, 2, 2)), 1e-12, 100.0).path
+    start[:, 0, 0] += rng.uniform(-0.8, 0.8, size=trials)
+    short, long = (mode(start, tolerance, power) for power in (newton.SURE, 100.0))
+    same = np.abs(short.path - long.path).max((1, 2)) < 1  # and not another mode
+    assert same.mean() > 0.95
+    assert (short.solves <= long.solves).all()
+    assert (short.solves < long.solves).any()
+    lost = (long.value - short.value) / (1 + np.abs(long.value))
+    assert (lost[same] <= tolerance).all()
+
+
+def chaotic_with_labels(seed):
+    """Two maps z' = 1 - 1.7 |z| with little noise, three noisy channels and the signs."""
+    dynamics = ps.dynamics.ShallowPLRNN.from_parameters(
+        A=[1.7] * 2, W1=-3.4 * np.eye(2), W2=np.eye(2), h1=[1.0] * 2, clipped=False,
+        process_noise=1e-5, initial_noise=0.1,
+    )  # fmt: skip
+    weight = np.array([[1.0, 0.2], [0.0, 1.0], [0.5, -0.5]])
+    seen = ps.observations.Gaussian.from_parameters(weight, noise=0.05)
+    sign = ps.observations.Bernoulli.from_parameters(20.0 * np.eye(2), bias=[0.0, 0.0])
+    model = ps.StateSpaceModel(dynamics, {"x": seen, "sign": sign})
+    return model, model.simulate(150, trials=3, seed=seed)
+
+
+def test_a_cold_search_starts_from_what_is_known_everywhere(monkeypatch):
+    """Where the other starts are useless, the mode of the Gaussian channels alone leads there."""
+    model, data = chaotic_with_labels(1)
+    batch = data.batch()
+    warm = laplace_posterior(model, batch, start=np.array(data.latent))
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(laplace, "_led_path", lambda *_: 3 * rng.normal(size=(3, 150, 2)))
+    monkeypatch.setattr(laplace, "filtered_path", lambda *_: None)
+    cold = laplace_posterior(model, batch)
+    assert (cold.joint > 0.9 * warm.joint).all()
+    batch.modalities["x"].mask[1] = False
+    partly = laplace_posterior(model, batch)
+    np.testing.assert_allclose(partly.joint[[0, 2]], cold.joint[[0, 2]], rtol=1e-9)
+    monkeypatch.setattr(laplace, "expand", lambda *_, **__: pytest.fail("nothing is known"))
+    batch.modalities["x"].mask[:] = False
+    assert (laplace_posterior(model, batch).joint < 0.5 * cold.joint).all()
+
+
+@pytest.mark.parametrize("masked", [None, "x", "one trial of x"])
+def test_steps_of_the_process_noise_are_small_where_little_is_known(masked, monkeypatch):
+    model, data = chaotic_with_labels(1)
+    batch, factors, loosened = data.batch(), [], ChainPrior.loosened
+    if masked:
+        batch.modalities["x"].mask[slice(None) if masked == "x" else 1] = False
+
+    def noted(prior, factor):
+        factors.append(factor)
+        return loosened(prior, factor)
+
+    monkeypatch.setattr(ChainPrior, "loosened", noted)
+    assert not laplace_posterior(model, batch).failed
+    assert len(factors) == (len(LOOSENED) if masked else 5)
+    assert (np.diff(factors) < 0).all()

@@ -205,7 +205,7 @@ def test_pins_of_an_unsettled_search_belong_to_its_best_path(sweeps, banded):
     prior, terms = problem(model, batch)
     if banded:
         terms = replace(terms, banded=np.zeros((4, 300, 2, 3, 3)))
-    rho = mode_search.PIN * mode_search._stiffness(prior, terms)
+    rho = mode_search.pin_stiffness(prior, terms)
     begin = ActiveSet.at(prior, start)
     found = mode_search._search(prior, terms, begin, rho, 1, sweeps, False)
     assert not found.stationary[:3].any() and found.pinned[:3].any((1, 2)).all()
