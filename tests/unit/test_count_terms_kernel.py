@@ -10,7 +10,9 @@ import torch
 from scipy.special import gammaln
 
 from plssm.data.batch import Modality
+from plssm.kernels import count_correction, count_terms
 from plssm.kernels._exponential import exponential
+from plssm.kernels.count_correction import poisson_correction, poisson_correction_plain
 from plssm.kernels.count_expectation import (
     count_samples,
     expected_counts,
@@ -236,3 +238,55 @@ def test_channels_that_did_not_move_are_not_expanded_again(observed, nuisance):
             near(got.value.numpy(), fresh.value.numpy())
             near(got.gradient.numpy(), fresh.gradient.numpy())
         near(kept.expand(theta).curvature.numpy(), fresh.curvature.numpy())
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("observed", [1.0, 0.6])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_correction_is_what_the_curvature_changes_by(shape, observed, known):
+    """Equals the twin, and -1/2 the gradient of tr(R(z) P) by autograd."""
+    y, mask, z, weight, offset = problem(shape, observed, spread=0.3)
+    rng = np.random.default_rng(1)
+    extra = rng.normal(size=y.shape) if known else None
+    root = 0.4 * rng.normal(size=(*z.shape, z.shape[-1]))
+    covariance = root @ root.swapaxes(-1, -2)
+    arguments = (mask, z, covariance, weight, offset)
+    got = poisson_correction(*arguments, width=0.5, known=extra)
+    near(got, poisson_correction_plain(*arguments, width=0.5, known=extra))
+    states, C = torch.tensor(z, requires_grad=True), torch.tensor(weight)
+    eta = states @ C.T + torch.tensor(offset) + (torch.tensor(extra) if known else 0.0)
+    rate = torch.where(torch.tensor(mask), 0.5 * eta.exp(), 0.0)
+    spread = torch.einsum("ci,btij,cj->btc", C, torch.tensor(covariance), C)
+    (gradient,) = torch.autograd.grad((rate * spread).sum(), states)
+    near(got, -0.5 * gradient.numpy())
+
+
+def test_correction_ignores_states_where_nothing_was_observed():
+    _, mask, z, weight, offset = problem((3, 20, 4, 2), 0.7)
+    mask[1, 5], covariance = False, np.tile(np.eye(2), (3, 20, 1, 1))
+    wanted = poisson_correction(mask, z, covariance, weight, offset, width=1.0)
+    z[1, 5] = np.nan
+    got = poisson_correction(mask, z, covariance, weight, offset, width=1.0)
+    np.testing.assert_array_equal(got[1, 5], 0.0)
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_threads_share_the_samples():
+    """Two threads give the same but for rounding."""
+    y, mask, z, weight, offset = problem((1, 6000, 60, 10), 0.9, spread=0.1)
+    assert all(y.size * 75 > 1.2 * m._ENOUGH for m in (count_terms, count_correction))
+    covariance = np.tile(0.1 * np.eye(10), (1, 6000, 1, 1))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            terms = poisson_terms(y, mask, z, weight, offset, width=1.0, bound=30.0)
+            correction = poisson_correction(mask, z, covariance, weight, offset, width=1.0)
+            samples = count_samples(covariance[0], z[0], y[0], mask[0], width=1.0)
+            value, gradient, spread, rate = expected_counts(samples, weight)
+            bend = expected_counts_curvature(samples, weight, spread, rate)
+            results.append((*terms, correction, value, gradient, spread, rate, bend))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*results, strict=True):
+        near(two, one)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from plssm.errors import PlssmError
+from plssm.kernels.count_correction import poisson_correction
 from plssm.kernels.count_terms import poisson_terms
 from plssm.observations.clock import gather, scatter
 from plssm.observations.counts.base import CountModel, copy_into, known
@@ -25,7 +27,6 @@ from plssm.observations.counts.history import HistoryBasis
 from plssm.observations.counts.rates import LOG_RATE_BOUND
 from plssm.observations.counts.statistics import lognormal_moments
 from plssm.observations.learning.quadrature import ExpectedDerivatives
-from plssm.observations.learning.regressors import pack_symmetric
 from plssm.observations.local import Local
 
 if TYPE_CHECKING:
@@ -162,8 +163,6 @@ class Poisson(CountModel):
         with torch.no_grad():
             steps = z.shape[-2]
             states = gather(z, m.clock, m.y.shape[-2])
-            given = self.covariates(m) if self.n_covariates else None
-            known = None if given is None else given.to(z) @ self._covariate_weight().mT
             parts = poisson_terms(
                 m.y.numpy(),
                 m.mask.numpy(),
@@ -172,10 +171,15 @@ class Poisson(CountModel):
                 self.bias.numpy(),
                 width=self.bin_seconds,
                 bound=LOG_RATE_BOUND,
-                known=None if known is None else known.numpy(),
+                known=self._known_part(m, z),
             )
             value, score, curvature = (torch.from_numpy(x) for x in parts)
             return Local(value, scatter(score, m.clock, steps), scatter(curvature, m.clock, steps))
+
+    def _known_part(self, m: Modality, z: Tensor) -> np.ndarray | None:
+        """What covariates add to the predictors ``[B, n, N]``, in the type of the states."""
+        given = self.covariates(m) if self.n_covariates else None
+        return None if given is None else (given.to(z) @ self._covariate_weight().mT).numpy()
 
     def compilable(self, values: Tensor) -> bool:
         """Whether the compiled passes serve this model with these values (float64, exp link)."""
@@ -196,16 +200,20 @@ class Poisson(CountModel):
 
         .. math:: -\tfrac12 \sum_i \Delta e^{\eta_i} \, (w_i^\top P_t w_i) \, w_i
         """
-        if not (self.link.name == "exp" and self.readout.affine):
+        if not (self.readout.affine and self.compilable(mean)):
             return super().score_correction(m, mean, covariance)
         with torch.no_grad():
-            weight = self.weight
-            eta = self.features(self.at_samples(mean, m), self.covariates(m))
-            outer = weight[:, :, None] * weight[:, None, :]
-            squares = pack_symmetric(2 * outer - torch.diag_embed(weight.square()))
-            variance = pack_symmetric(self.at_samples(covariance, m, event=2)) @ squares.mT
-            rate = torch.where(m.mask, eta, -torch.inf).exp_().mul_(-0.5 * self.bin_seconds)
-            return scatter(rate.mul_(variance) @ weight, m.clock, mean.shape[-2])
+            known = self._known_part(m, mean)
+            correction = poisson_correction(
+                m.mask.numpy(),
+                self.at_samples(mean, m).numpy(),
+                self.at_samples(covariance, m, event=2).numpy(),
+                self.weight.numpy(),
+                self.bias.numpy(),
+                width=self.bin_seconds,
+                known=known,
+            )
+            return scatter(torch.from_numpy(correction), m.clock, mean.shape[-2])
 
     def expected_derivatives(
         self, mean: Tensor, variance: Tensor, m: Modality
