@@ -45,6 +45,9 @@ def expand(
         z: The path ``[B, T, M]``.
         positive: Whether the curvature has to be positive semi-definite.
         quadratic: Whether to leave out modalities whose terms are not quadratic.
+
+    Returns:
+        The sum of the terms of all of these modalities.
     """
     return _expanded(model, batch, z, positive=positive, quadratic=quadratic)[0]
 

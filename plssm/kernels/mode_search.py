@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 
@@ -149,6 +149,7 @@ def maximise(
     return path, factor
 
 
+@final
 class RegionMaxima:
     """Maxima of the objective of `search_modes` for slopes and pins that change little by little.
 
