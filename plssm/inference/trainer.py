@@ -17,56 +17,19 @@ from torch import Tensor, nn
 
 from plssm.errors import PlssmError
 from plssm.inference.checkpoint import read_checkpoint, write_checkpoint
+from plssm.inference.updates import FastUpdates, Moments, OwnUpdates
 
-__all__ = ["FastUpdates", "Moments", "Problem", "Trainer", "Training", "as_parts_of_one"]
+__all__ = [
+    "Problem",
+    "Trainer",
+    "Training",
+    "as_parts_of_one",
+]
 
 EPOCH = 50  # steps between two changes of the learning rate
 PROBLEM = "problem."  # before names of a problem's tensors in a checkpoint
 RAW = 5  # first updates of RAdam, too few for its second moments, along the gradient as it is
 FAILURES = 5  # returns to the last good state after which training ends
-
-
-@dataclass(frozen=True)
-class Moments:
-    """What RAdam knows, and how long its next steps are.
-
-    Attributes:
-        average: Average gradient [n]; changed in place.
-        squares: Average square [n]; changed in place.
-        done: Updates so far.
-        rate: Learning rate.
-        longest: Largest norm of a gradient.
-    """
-
-    average: Tensor
-    squares: Tensor
-    done: int
-    rate: float
-    longest: float
-
-
-class FastUpdates(ABC):
-    """Several updates at once, equal to single ones but for rounding."""
-
-    @abstractmethod
-    def ready(self) -> int:
-        """Returns how many updates can be made before one that must be made alone."""
-
-    @abstractmethod
-    def run(
-        self, vector: Tensor, moments: Moments, progress: np.ndarray, generator: torch.Generator
-    ) -> np.ndarray:
-        """Makes updates.
-
-        Args:
-            vector: Parameters [n]; changed in place.
-            moments: State of the optimiser; changed in place.
-            progress: How much of the training is over at each update.
-            generator: The only source of randomness.
-
-        Returns:
-            The losses; fewer than updates if one was not finite, where the updates end.
-        """
 
 
 class Problem(ABC):
@@ -100,6 +63,14 @@ class Problem(ABC):
 
     def fast(self, vector: nn.Parameter) -> FastUpdates | None:  # noqa: ARG002 (most have none)
         """Returns a faster way to make updates, where there is one.
+
+        Args:
+            vector: The parameters as one vector, of which they are parts.
+        """
+        return None
+
+    def own_updates(self, vector: nn.Parameter) -> OwnUpdates | None:  # noqa: ARG002 (as above)
+        """Returns updates in the place of RAdam's, where the problem has its own.
 
         Args:
             vector: The parameters as one vector, of which they are parts.
@@ -194,7 +165,8 @@ class Trainer:
         self.best, self.good = self.vector.detach().clone(), self.vector.detach().clone()
         self.best_score, self.seconds = float("inf"), 0.0
         self.interrupted = False
-        self._fast = problem.fast(self.vector)
+        self._own = problem.own_updates(self.vector)
+        self._fast = problem.fast(self.vector) if self._own is None else None
         self._marks = _marks(training.steps, training.checks)
 
     # ---- running -------------------------------------------------------------------------------
@@ -260,6 +232,8 @@ class Trainer:
             than wanted, or none; training has gone back then.
         """
         progress = self.step / self.training.steps
+        if self._own is not None:
+            return self._own_update(self._own, progress)
         if self.step % EPOCH == 0:
             first, last = self.training.learning_rate
             for group in self.optimiser.param_groups:
@@ -275,6 +249,17 @@ class Trainer:
         if len(losses) < count:
             self._go_back()
         return losses.tolist()
+
+    def _own_update(self, own: OwnUpdates, progress: float) -> list[float]:
+        """One update of the problem's own."""
+        loss = own.update(self.vector, progress, self.generator)
+        if loss is None:
+            own.went_back()
+            self._go_back()
+            return []
+        self.step += 1
+        self.problem.project()
+        return [loss]
 
     def _run_of_updates(self, ready: int, state: dict[str, Tensor]) -> tuple[np.ndarray, int]:
         """Updates up to the next check or learning rate, `ready` at most; how many were wanted."""
@@ -328,7 +313,7 @@ class Trainer:
             group["lr"] *= 0.5
         warnings.warn(
             f"step {self.step}: the loss is not finite; training goes on from the last good "
-            "parameters with half the learning rate."
+            "parameters with smaller steps."
             if self.failures <= FAILURES
             else f"step {self.step}: the loss is not finite for the {self.failures}th time; "
             "training ends and the best parameters so far are kept.",
@@ -338,7 +323,7 @@ class Trainer:
 
     def _check(self, loss: float, report: Callable[[int, dict], None] | None) -> None:
         """Takes the measures, and keeps the state if it is the best."""
-        rate = self.optimiser.param_groups[0]["lr"]
+        rate = self.optimiser.param_groups[0]["lr"] if self._own is None else math.nan
         measures = self.problem.measures()
         if math.isnan(measures["score"]):
             measures["score"] = loss if self.rows else float("inf")
@@ -368,12 +353,13 @@ class Trainer:
         }  # fmt: skip
         tensors |= {f"optimiser.{k}": v for k, v in state.items()}
         beside = self.problem.state()
+        own = {} if self._own is None else self._own.state()
         tensors |= {PROBLEM + k: v for k, v in beside.items() if isinstance(v, Tensor)}
         numbers = {
             "identity": self.identity, "step": self.step, "failures": self.failures,
             "slower": self.slower, "idle": self.idle, "best_score": self.best_score,
             "seconds": self.seconds, "learning_rate": self.optimiser.param_groups[0]["lr"],
-            "rows": self.rows,
+            "rows": self.rows, "own": own,
             "problem": {k: v for k, v in beside.items() if not isinstance(v, Tensor)},
         }  # fmt: skip
         write_checkpoint(Path(self.training.checkpoint), tensors, numbers)
@@ -403,6 +389,8 @@ class Trainer:
             setattr(self, name, numbers[name])
         held = {k.removeprefix(PROBLEM): v for k, v in tensors.items() if k.startswith(PROBLEM)}
         self.problem.restore(numbers["problem"] | held)
+        if self._own is not None:
+            self._own.restore(numbers["own"])
 
 
 def _marks(steps: int, checks: int) -> dict[int, int]:
