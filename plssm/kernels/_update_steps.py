@@ -12,13 +12,13 @@ import numpy as np
 from plssm.kernels._compile import compiled
 from plssm.kernels.forced_lanes import adjoint_lanes, forward_lanes
 
-__all__ = ["update_steps"]
+__all__ = ["begin_windows", "copy_values", "gather_windows", "map_views", "update_steps"]
 
 FIRST, SECOND, TINY = 0.9, 0.999, 1e-8  # decay of the moments, and what keeps the root from 0
 
 
 @compiled
-def _gather(windows, draws, s, signals, known):
+def gather_windows(windows, draws, s, signals, known):
     """Fills teacher, share and target of a batch; returns how many numbers are compared."""
     samples, targets, ends, _, lead = windows
     starts, shares, jitter, spread = draws
@@ -51,7 +51,7 @@ def _gather(windows, draws, s, signals, known):
 
 
 @compiled
-def _begin(windows, starts, s, signals, known, hidden_map, input_map):
+def begin_windows(windows, starts, s, signals, known, hidden_map, input_map):
     """Fills the first states (hidden ones: a linear map of the others) and the inputs' drive."""
     _, _, ends, inputs, _ = windows
     start, teacher, _, _, drive = signals
@@ -191,7 +191,7 @@ def _one_gradient(
 
 
 @compiled
-def _views(values, shapes):
+def map_views(values, shapes):
     """Decay, outer, bias, inner, thresholds, weights, C and hidden map in one vector."""
     m, size, bases, inner, inputs, hidden = shapes
     a = m + m * size
@@ -207,7 +207,7 @@ def _views(values, shapes):
 
 
 @compiled
-def _copy(copies, vector, values):
+def copy_values(copies, vector, values):
     """Writes the values of the map."""
     index, sign, constant = copies
     for j in range(index.size):
@@ -255,8 +255,8 @@ def update_steps(
     Args:
         vector: Parameters [n]; changed in place.
         moments: (average [n], average square [n]) of the gradients; changed in place.
-        copies: (index, sign, constant), each [P]: the values of the map, in the order of `_views`,
-            are ``sign * vector[index] + constant``; index -1 is none.
+        copies: (index, sign, constant), each [P]: the values of the map, in the order of
+            `map_views`, are ``sign * vector[index] + constant``; index -1 is none.
         penalty: (linear [n], quadratic [n], constant [1]): q/2 x^2 + l x is added to the loss.
         shapes: (M, L, B, rows of the inner matrix, K, hidden first states).
         layout: (clipped, linear units, learn): numbers.
@@ -284,16 +284,16 @@ def update_steps(
     size, decays = copies[0].size, copies[0][: shapes[0]]
     values, sums = np.empty(size, vector.dtype), np.empty(size, vector.dtype)
     gradient, clip = np.empty_like(vector), np.zeros(1, vector.dtype)
-    own, g_clip = _views(values, shapes), np.zeros(1, vector.dtype)
-    g = _views(sums, shapes)
+    own, g_clip = map_views(values, shapes), np.zeros(1, vector.dtype)
+    g = map_views(sums, shapes)
     for s in range(len(losses)):
-        _copy(copies, vector, values)
+        copy_values(copies, vector, values)
         sums[:], g_clip[0] = 0.0, 0.0
         clip[0] = own[5].sum() if clipped else 0.0
         layer = (own[0], own[1], own[2], own[3], own[4], own[5], clip, linear_units)
         gradients = (g[0], g[1], g[2], g[3], g[4], g[5], g_clip, learn)
-        count = max(_gather(windows, draws, s, signals, known), 1)
-        _begin(windows, draws[0], s, signals, known, own[7], own[6])
+        count = max(gather_windows(windows, draws, s, signals, known), 1)
+        begin_windows(windows, draws[0], s, signals, known, own[7], own[6])
         loss = _one_gradient(
             layer, gradients, signals, response, precision, backs, room, 2.0 / count, vectors
         ) / count  # fmt: skip

@@ -10,7 +10,7 @@ from torch import nn
 import plssm as ps
 from plssm.dynamics import PLRNN, AlmostLinearRNN, DendriticPLRNN, ShallowPLRNN
 from plssm.inference import GTF, SparseTF, TeacherForcing
-from plssm.inference.compiled_updates import copied_values, quadratic_penalty
+from plssm.inference.compiled_map import copied_values, quadratic_penalty
 from plssm.inference.forced_readouts import start_readouts
 from plssm.inference.forced_training import ForcedTraining
 from plssm.inference.trainer import Trainer
