@@ -20,6 +20,7 @@ the released settings name. Floors are the same measures between true orbits, of
 the 1000 that training sees; beside them is what a fixed point scores, how well the deconvolved
 signal alone gives the states, and what training on the noise-free states themselves (1000
 samples, too) ends with.
+``--newton`` trains by Gauss-Newton steps instead of gradients.
 ``--nets 0`` measures the time of an update when the net, the states or the regions grow. A run
 replaces its own part of the file and keeps the others.
 """
@@ -36,7 +37,7 @@ import torch
 
 import plssm as ps
 from plssm.data.synthetic import lorenz63
-from plssm.inference import GTF, TeacherForcing
+from plssm.inference import GTF, GaussNewton, TeacherForcing
 from plssm.inference.forced_readouts import start_readouts, teacher_signal
 from plssm.inference.forced_training import ForcedTraining
 from plssm.inference.trainer import Trainer
@@ -59,10 +60,12 @@ class Scanner:
 
     Args:
         dt: Time units per step.
+        newton: Whether nets are trained by Gauss-Newton steps.
     """
 
-    def __init__(self, dt: float) -> None:
+    def __init__(self, dt: float, *, newton: bool = False) -> None:
         self.dt, self.tr = dt, SECONDS_PER_UNIT * dt
+        self.optimiser = GaussNewton() if newton else None
         x = lorenz63(RUN, dt=dt, seed=99)[0]
         self.mean, self.sd = x.mean(0), x.std(0)
         self.kernel = ps.observations.DoubleGamma().kernel(self.tr).numpy()
@@ -95,7 +98,7 @@ class Scanner:
         """The engine of one net."""
         return TeacherForcing(
             seed=seed, scheme=GTF(alpha=ALPHA), steps=updates, sequence=SEQUENCE,
-            fit_noise=False, **SETTING,
+            fit_noise=False, optimiser=self.optimiser, **SETTING,
         )  # fmt: skip
 
 
@@ -226,9 +229,12 @@ def reconstruct(scanner: Scanner, nets: int, updates: int) -> dict:
         show(name, out[name], floor)
     setting = {
         "dt": scanner.dt, "tr_seconds": scanner.tr, "samples": STEPS, "states": DIM,
-        "units": HIDDEN, "alpha": ALPHA, "nets": nets, "updates": updates, "free_run": RUN,
-        "sequence": SEQUENCE, **SETTING,
+        "units": HIDDEN, "alpha": ALPHA, "nets": nets, "free_run": RUN, "sequence": SEQUENCE,
     }  # fmt: skip
+    if scanner.optimiser is None:
+        setting |= {"updates": updates, **SETTING}
+    else:
+        setting |= {"updates": scanner.optimiser.updates, "optimiser": "GaussNewton"}
     return {"setting": setting, **out, "floors": floor}
 
 
@@ -238,16 +244,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--nets", type=int, default=5)
     parser.add_argument("--dt", type=float, default=0.05)
     parser.add_argument("--updates", type=int, default=100_000)
+    parser.add_argument("--newton", action="store_true", help="train by Gauss-Newton steps")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
+    if options.newton and not options.nets:
+        parser.error("the time of an update is measured without --newton")
     torch.set_num_threads(1)
-    scanner, file, found = Scanner(options.dt), None, {"published": LEVELS}
+    scanner = Scanner(options.dt, newton=options.newton)
+    file, found = None, {"published": LEVELS}
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         file = options.out / "convolved_lorenz.json"
         found |= json.loads(file.read_text()) if file.exists() else {}
     if options.nets:
-        found[f"dt {options.dt}"] = reconstruct(scanner, options.nets, options.updates)
+        name = f"dt {options.dt}" + ", Gauss-Newton" * options.newton
+        found[name] = reconstruct(scanner, options.nets, options.updates)
     else:
         found["milliseconds_per_update"] = ms = times(scanner)
         for name, row in ms.items():

@@ -42,7 +42,8 @@ restarts = 3
 # class = "TeacherForcing"
 # scheme = { class = "GTF", alpha = 0.3, final_alpha = 0.05 }
 #                                   # or { class = "SparseTF", interval = 16 }
-# steps = 300_000                   # updates
+# steps = 300_000                   # updates; for small maps and clean data in its place:
+#                                   # optimiser = { class = "GaussNewton", updates = 60 }
 # sequence = 75                     # steps of a training sequence
 # checkpoint = ""                   # keep none; default: one in the folder of the run
 # Or, for variational inference with an encoder of all modalities:

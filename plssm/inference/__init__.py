@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from plssm.inference.base import Engine
 from plssm.inference.ekf import EKF
 from plssm.inference.forcing import GTF, ForcingScheme, SparseTF
+from plssm.inference.gauss_newton import GaussNewton
 from plssm.inference.laplace_em import LaplaceEM
 from plssm.inference.multimodal_forcing import MTF
 from plssm.inference.objectives import Innovation, Objective, OpenLoop
@@ -28,6 +29,7 @@ __all__ = [
     "MTF",
     "Engine",
     "ForcingScheme",
+    "GaussNewton",
     "Innovation",
     "LaplaceEM",
     "Objective",

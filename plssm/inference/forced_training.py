@@ -15,9 +15,11 @@ from plssm.inference.compiled_updates import CompiledUpdates
 from plssm.inference.forced_readouts import teacher_signal
 from plssm.inference.forcing_strength import EVERY
 from plssm.inference.free_runs import FreeRuns
+from plssm.inference.gauss_newton import LeastSquaresUpdates
 from plssm.inference.shrinkage import shrinkage
 from plssm.inference.teacher_signal import ForcedRun
-from plssm.inference.trainer import FastUpdates, Problem
+from plssm.inference.trainer import Problem
+from plssm.inference.updates import FastUpdates, OwnUpdates
 from plssm.inference.windows import Windows
 from plssm.model import StateSpaceModel
 
@@ -87,7 +89,7 @@ class ForcedTraining(Problem):
         first, inputs = self.start(teacher[:, 0]), None if inputs is None else inputs[:, 1:]
         run = ForcedRun(dynamics, first, teacher, known * share[:, None], inputs)
         total = signal.loss(run, y[:, 1:], after)
-        self._adapt(teacher)
+        self.adapt(teacher)
         penalty = self.penalty()
         return total if penalty is None else total + penalty
 
@@ -105,6 +107,16 @@ class ForcedTraining(Problem):
     def fast(self, vector: nn.Parameter) -> FastUpdates | None:
         """Many steps in one compiled call, for maps of the family and channels of one state."""
         return CompiledUpdates.of(self, vector)
+
+    def own_updates(self, vector: nn.Parameter) -> OwnUpdates | None:
+        """Gauss-Newton steps, where the engine wants them.
+
+        Raises:
+            CapabilityError: If it does and there are none for this problem.
+        """
+        if self.engine.optimiser is None:
+            return None
+        return LeastSquaresUpdates(self, vector, self.engine.optimiser)
 
     def project(self) -> None:
         """Keeps the orbits of clipped maps bounded, if wanted."""
@@ -130,7 +142,12 @@ class ForcedTraining(Problem):
         return teacher.index_copy(1, self.hidden, seen @ self.first_state.T)
 
     @torch.no_grad()
-    def _adapt(self, teacher: Tensor) -> None:
+    def adapt(self, teacher: Tensor) -> None:
+        """Counts an update; an adaptive forcing looks at the Jacobians now and then.
+
+        Args:
+            teacher: States of the update's windows [B, T, M].
+        """
         scheme = self.engine.scheme
         if scheme.adaptive and self.steps_done % EVERY == 0:
             scheme.adapt(self.model.dynamics.jacobian(teacher), self.forcing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -71,7 +71,12 @@ class ForcingScheme(ABC):
 
     A scheme also says what is trained: the teacher comes from the data by the inverse of a
     read-out, unless a scheme has its own problem.
+
+    Attributes:
+        least_squares: Whether what is trained is a :class:`ForcedTraining`, a sum of squares.
     """
+
+    least_squares: ClassVar[bool] = False
 
     def begin(self) -> Forcing:
         """Returns the scheme ready for the first step."""
@@ -148,6 +153,7 @@ class SparseTF(ForcingScheme):
         arXiv:2207.02542.
     """
 
+    least_squares: ClassVar[bool] = True
     interval: int | str = "auto"
     spread: int = 0
     annealed: bool = False
@@ -206,6 +212,7 @@ class GTF(ForcingScheme):
         arXiv:2306.04406.
     """
 
+    least_squares: ClassVar[bool] = True
     alpha: float = 0.3
     final_alpha: float | None = None
     adaptive_by: str = ""

@@ -45,4 +45,6 @@ def make_part(value: Part | Mapping[str, Any], kind: type[Part], wanted: str) ->
         raise PlssmError(wanted)
     name = value["class"]
     found = find_class(name if ":" in name else f"{HOME}:{name}")
+    if not issubclass(found, kind):
+        raise PlssmError(wanted)
     return found(**{k: v for k, v in value.items() if k != "class"})

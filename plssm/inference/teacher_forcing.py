@@ -19,6 +19,7 @@ from plssm.errors import PlssmError
 from plssm.inference.base import Engine, Run, best_of, working_copy
 from plssm.inference.checkpoint import identity
 from plssm.inference.forcing import GTF, ForcingScheme, make_scheme
+from plssm.inference.gauss_newton import GaussNewton, make_optimiser
 from plssm.inference.parts import part_settings
 from plssm.inference.smoothers import smooth
 from plssm.inference.trainer import Trainer, Training
@@ -46,6 +47,9 @@ class TeacherForcing(Engine):
         scheme: :class:`GTF`, :class:`SparseTF`, or :class:`MTF` for observations of any kind. The
             default draws strongly at first, when long free runs mean nothing yet, and weakly at
             the end, when the loss should see whether an orbit spirals outwards over many steps.
+        optimiser: :class:`GaussNewton` trains maps with some hundred parameters better and faster,
+            with updates of its own number and size (`steps`, `batch_size`, `learning_rate`, `clip`
+            and `dtype` are not asked); None is RAdam.
         steps: Number of updates.
         sequence: Steps of a training sequence that are compared with data; the memory of BOLD
             comes before them.
@@ -76,6 +80,7 @@ class TeacherForcing(Engine):
     """
 
     scheme: ForcingScheme = field(default_factory=lambda: GTF(0.3, final_alpha=0.05))
+    optimiser: GaussNewton | None = None
     steps: int = 300_000
     sequence: int = 75
     batch_size: int = 16
@@ -97,6 +102,7 @@ class TeacherForcing(Engine):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.scheme = make_scheme(self.scheme)
+        self.optimiser = make_optimiser(self.optimiser)
         self.learning_rate = tuple(self.learning_rate)
         self.training()
         for name in ("sequence", "batch_size", "restarts", "workers"):
@@ -114,19 +120,25 @@ class TeacherForcing(Engine):
             raise PlssmError("TeacherForcing: noise and shrink must not be negative.")
         if self.modality_weights is not None:
             raise PlssmError("TeacherForcing has no posterior to temper: modality_weights=None.")
+        if self.optimiser is not None and not self.scheme.least_squares:
+            name = type(self.scheme).__name__
+            raise PlssmError(f"TeacherForcing: {name} is not least squares; set optimiser=None.")
         if self.checkpoint and self.restarts > 1:
             raise PlssmError("TeacherForcing: a checkpoint serves one restart; set restarts=1.")
 
     def training(self) -> Training:
         """Length and speed of the training."""
+        steps = self.steps if self.optimiser is None else self.optimiser.updates
         return Training(
-            self.steps, self.learning_rate, self.clip, self.checks, self.patience,
+            steps, self.learning_rate, self.clip, self.checks, self.patience,
             self.checkpoint, self.checkpoint_seconds,
         )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
-        """Hyper-parameters as plain JSON-able values; the scheme tells its class."""
-        return super().settings() | {"scheme": part_settings(self.scheme)}
+        """Hyper-parameters as plain JSON-able values; scheme and optimiser tell their class."""
+        optimiser = None if self.optimiser is None else part_settings(self.optimiser)
+        parts = {"scheme": part_settings(self.scheme), "optimiser": optimiser}
+        return super().settings() | parts
 
     def check(self, model: StateSpaceModel, data: Dataset) -> None:
         """Refuse data that do not match and models that the scheme cannot train."""
@@ -151,7 +163,7 @@ class TeacherForcing(Engine):
 
         They are compared by their free runs, or by the loss where these say nothing.
         """
-        with TrainingProgress(self.steps, self.restarts, show=progress) as bar:
+        with TrainingProgress(self.training().steps, self.restarts, show=progress) as bar:
             runs = self._all_restarts((model, data, validation), bar)
             if self.fit_noise:
                 best = best_of(runs)
@@ -190,13 +202,17 @@ class TeacherForcing(Engine):
         bar: TrainingProgress | None = None,
     ) -> Run:  # fmt: skip
         """One training from its own start values."""
-        dtype, seed = getattr(torch, self.dtype), self.seed * 1000 + restart
+        dtype = getattr(torch, self.dtype if self.optimiser is None else "float64")
+        seed = self.seed * 1000 + restart
         whole, batch = working_copy(model), data.batch()
-        known = model.dynamics.initialised
-        if self.start == "data" or (self.start == "auto" and not known):
-            whole.dynamics.draw_start(torch.Generator().manual_seed(seed))
+        known, generator = model.dynamics.initialised, torch.Generator().manual_seed(seed)
+        fresh = self.start == "data" or (self.start == "auto" and not known)
+        if fresh:
+            whole.dynamics.draw_start(generator)
         scheme = self.scheme.for_data(data)
         scheme.start(whole, batch)
+        if fresh and self.optimiser is not None:
+            self.optimiser.start(whole, batch, generator)
         copy = working_copy(whole, dtype)
         check = (data if validation is None else validation).batch().to(dtype=dtype)
         engine = replace(self, scheme=scheme)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import plssm as ps
-from plssm.inference import GTF, SparseTF, TeacherForcing
+from plssm.inference import GTF, GaussNewton, SparseTF, TeacherForcing
 from plssm.testing import EngineContract
 
 
@@ -49,6 +49,20 @@ class TestAdaptive(EngineContract):
         return ps.StateSpaceModel(
             ps.dynamics.DendriticPLRNN(3, 4),
             {"x": ps.observations.Gaussian(3, readout="identity")},
+        )
+
+
+class TestGaussNewton(EngineContract):
+    """Least squares, with inputs; a small map, because the data are few and noisy."""
+
+    def create(self):
+        return TeacherForcing(
+            seed=1, optimiser=GaussNewton(updates=6, samples=60), sequence=8, checks=3
+        )
+
+    def model(self):
+        return ps.StateSpaceModel(
+            ps.dynamics.PLRNN(2, inputs=1), {"x": ps.observations.Gaussian(2, readout="identity")}
         )
 
 

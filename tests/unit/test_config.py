@@ -14,6 +14,7 @@ from plssm.dynamics import PLRNN, LinearDynamics, ManifoldAttractor
 from plssm.errors import DataError
 from plssm.inference import (
     GTF,
+    GaussNewton,
     LaplaceEM,
     SparseTF,
     Stage,
@@ -77,6 +78,14 @@ def test_the_other_engines_of_the_example_work_too(mark, wanted):
     first = next(i for i, line in enumerate(lines) if line.startswith("# class"))
     shown = [line.removeprefix("# ") for line in lines[first:]]
     assert RunConfig.from_toml("\n".join([before, *shown, rest])).make_engine() == wanted
+
+
+def test_an_optimiser_of_teacher_forcing_there_and_back():
+    text = '[engine]\nclass = "TeacherForcing"\noptimiser = { class = "GaussNewton", updates = 7 }'
+    config = small(**tomllib.loads(text))
+    assert config.make_engine() == TeacherForcing(optimiser=GaussNewton(updates=7))
+    again = RunConfig.from_toml(config.resolved(data()).to_toml())
+    assert again.make_engine() == config.make_engine()
 
 
 @pytest.mark.parametrize(
