@@ -65,7 +65,7 @@ class Scanner:
 
     def __init__(self, dt: float, *, newton: bool = False) -> None:
         self.dt, self.tr = dt, SECONDS_PER_UNIT * dt
-        self.optimiser = GaussNewton() if newton else None
+        self.optimiser = GaussNewton(updates=150) if newton else None
         x = lorenz63(RUN, dt=dt, seed=99)[0]
         self.mean, self.sd = x.mean(0), x.std(0)
         self.kernel = ps.observations.DoubleGamma().kernel(self.tr).numpy()
