@@ -43,7 +43,8 @@ class GaussNewton:
     r are the errors of forced paths, J their derivatives, D the diagonal of the curvature, and
     lambda is adapted so that the loss of the windows falls. An update costs as much as hundreds of
     gradients and is worth thousands of them, as long as the map has at most some hundred
-    parameters (time grows with their square). Training is in double precision.
+    parameters (time grows with their square). It also fits what is wrong with a noisy teacher
+    sooner. Training is in double precision.
 
     Maps of the family with a state for each channel (read-out "identity", BOLD of at most as many
     regions as states with a known response) can be trained this way, by GTF and sparse forcing.
